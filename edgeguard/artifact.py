@@ -1,0 +1,91 @@
+"""The folder that `export` writes and everything later reads: `manifest.json`, the integer graph, the runtime's model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeguard import files
+from edgeguard.errors import ArtifactError, InputError
+from edgeguard.graph import IntegerGraph
+from edgeguard.graph_io import load_graph
+
+SCHEMA = "edgeguard.artifact/1"
+MANIFEST, GRAPH, ONNX_MODEL = "manifest.json", "graph.npz", "model.onnx"
+REQUIRED = {
+    "schema": str, "target": str, "width": str, "weight_bits": int, "activation_bits": int, "num_classes": int,
+    "input_shape": list, "files": dict, "proof": dict, "layers": list, "source": dict, "versions": dict,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported model on disk, its files checked against the manifest's SHA-256.
+
+    manifest: the parsed `manifest.json`; its keys are those of `REQUIRED`.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @staticmethod
+    def load(path: Path | str) -> Artifact:
+        """Open an artifact folder.
+
+        Raises:
+            ArtifactError: not an artifact, of another schema, or a file is missing or altered.
+        """
+        path = Path(path)
+        if not (path / MANIFEST).is_file():
+            raise ArtifactError(f"{path} is not an artifact: it has no {MANIFEST}; make one with `edgeguard export`")
+        try:
+            manifest = files.read_json(path / MANIFEST)
+        except InputError as exc:
+            raise ArtifactError(str(exc)) from exc
+        if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+            raise ArtifactError(f"{path / MANIFEST} is not of schema {SCHEMA!r}")
+        for key, kind in REQUIRED.items():
+            if type(manifest.get(key)) is not kind:
+                raise ArtifactError(f"{path / MANIFEST}: {key!r} is missing or not a {kind.__name__}")
+        if GRAPH not in manifest["files"]:
+            raise ArtifactError(f"{path / MANIFEST}: no {GRAPH} among its files")
+        for name, digest in manifest["files"].items():
+            file = path / name
+            if Path(name).name != name or file.is_symlink() or not file.is_file():
+                raise ArtifactError(f"{path}: {name!r} is missing or not a plain file of this folder")
+            if files.sha256(file) != digest:
+                raise ArtifactError(f"{file} was changed after the export: its SHA-256 is not the manifest's")
+        return Artifact(path, manifest)
+
+    def graph(self) -> IntegerGraph:
+        """The integer graph: what every runtime of this artifact must compute."""
+        return load_graph(self.path / GRAPH)
+
+    @property
+    def onnx(self) -> Path:
+        """Path of the ONNX model."""
+        return self.path / ONNX_MODEL
+
+    @property
+    def target(self) -> str:
+        return str(self.manifest["target"])
+
+    @property
+    def width(self) -> str:
+        """The bit-width as users write it: `4`, or `w4a8` where weights and activations differ."""
+        return str(self.manifest["width"])
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Hash every file of the folder into the manifest and write it.
+
+    Raises:
+        InputError: when a required key is missing.
+    """
+    hashes = {file.name: files.sha256(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
+    document = {"schema": SCHEMA, **manifest, "files": hashes}
+    missing = REQUIRED.keys() - document.keys()
+    if missing:
+        raise InputError(f"the manifest lacks {sorted(missing)}")
+    files.write_json(folder / MANIFEST, document)

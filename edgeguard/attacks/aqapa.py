@@ -1,0 +1,271 @@
+"""A-QAPA: one patch for every image, place and bit-width. Needs torch.
+
+A universal patch that maximizes the expected loss over images, random placements and quantized models of several
+bit-widths, through their straight-through gradients. "Adaptive": the distribution over widths moves toward those where
+the patch succeeds least. The definition is ours: the paper that named the attack (arXiv:2503.07058) gives the idea, and
+we hold none of its equations.
+
+Each step draws a width, a batch of images that this width classifies correctly and a place for each image, and moves
+the patch along the sign of its accumulated gradient (momentum: Dong et al. 2018, arXiv:1710.06081). The patch is kept in
+float32 between steps, but every gradient is taken at whole grey levels: what is optimized is what is deployed.
+
+Craft on images that the result is not judged on; nothing in here knows which those are, and nothing in here is a
+result: `Crafted.selection` only chose among restarts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgeguard.attacks.bpda import Differentiable
+from edgeguard.attacks.losses import get_loss
+from edgeguard.errors import InputError
+from edgeguard.patch import Patch, apply_patch, check_fits, random_positions, square
+
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+SCORED_PLACES = 2
+"""Places per image when a restart is scored."""
+
+
+@dataclass(frozen=True)
+class AQAPA:
+    """How to craft.
+
+    patch_size: side length in pixels. steps: of each restart. batch_size: images of a step.
+    step_size, final_step_size: in grey levels, falling along half a cosine. momentum: share of the accumulated gradient
+    kept from step to step. loss: a name in `losses.LOSSES`. target: a class to reach; None is untargeted.
+    restarts: independent random starts, of which the best on the crafting images is returned.
+    width_rate: how sharply the distribution over widths prefers those with little success; 0 is uniform.
+    width_floor: probability shared equally by all widths.
+    """
+
+    patch_size: int
+    steps: int = 300
+    batch_size: int = 100
+    step_size: float = 8.0
+    final_step_size: float = 1.0
+    momentum: float = 0.9
+    loss: str = "bounded-margin"
+    target: int | None = None
+    restarts: int = 1
+    seed: int = 0
+    width_rate: float = 4.0
+    width_floor: float = 0.2
+
+    def __post_init__(self) -> None:
+        get_loss(self.loss)
+        for name in ("patch_size", "steps", "batch_size", "restarts"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.final_step_size <= self.step_size <= 255:
+            raise InputError(
+                "step sizes are grey levels, 0 < final_step_size <= step_size <= 255, got "
+                f"{self.final_step_size} and {self.step_size}"
+            )
+        if not (0 <= self.momentum < 1 and 0 <= self.width_floor <= 1 and 0 <= self.width_rate < math.inf):
+            raise InputError(
+                "expected 0 <= momentum < 1, 0 <= width_floor <= 1 and width_rate >= 0, got "
+                f"{self.momentum}, {self.width_floor} and {self.width_rate}"
+            )
+        if self.seed < 0 or (self.target is not None and self.target < 0):
+            raise InputError(f"seed and target cannot be negative, got {self.seed} and {self.target}")
+
+
+@dataclass(frozen=True)
+class CraftStep:
+    """One step of the search. loss, success: means over its batch, before the step. width: the model it was drawn at."""
+
+    restart: int
+    step: int
+    width: str
+    loss: float
+    success: float
+
+
+@dataclass(frozen=True, eq=False)
+class Crafted:
+    """A patch and how it came about.
+
+    history: every step of every restart. selection: one number per restart, the lowest success over widths on the
+    crafting images; it chose among the restarts and says nothing about other images.
+    """
+
+    patch: Patch
+    history: tuple[CraftStep, ...]
+    selection: tuple[float, ...]
+
+
+def craft(
+    config: AQAPA,
+    models: Mapping[str, Differentiable],
+    images: Images,
+    labels: Labels,
+    progress: Callable[[CraftStep], None] | None = None,
+    device: str = "cpu",
+) -> Crafted:
+    """Search for a universal patch.
+
+    Args:
+        config: how.
+        models: by the name of their width; one or several.
+        images: (N, 3, H, W) uint8, to craft on; keep them apart from the images that the patch is judged on.
+        labels: (N,) int64.
+        progress: called after every step.
+        device: where the models live.
+
+    Raises:
+        InputError: no models or images, a patch larger than the image, or a target outside the classes.
+    """
+    search = _Search(config, models, images, labels, device)
+    history: list[CraftStep] = []
+    best, selection = None, []
+    for restart in range(config.restarts):
+        for step in search.run(restart):
+            history.append(step)
+            if progress is not None:
+                progress(step)
+        pixels = search.projected()
+        selection.append(search.score(pixels) if config.restarts > 1 else math.nan)
+        if best is None or selection[-1] > max(selection[:-1]):
+            best = pixels
+    assert best is not None  # restarts >= 1
+    return Crafted(square(best), tuple(history), tuple(selection) if config.restarts > 1 else ())
+
+
+class WidthChooser:
+    """Exponential weights over widths: `p = (1 - floor) * softmax(-rate * success) + floor / K`.
+
+    Success is a running mean of each width's batches, first seen as 0 so that every width is soon tried. In the
+    limit of small rates this is the multiplicative weights player of a zero-sum game between attack and widths.
+    Source: Freund & Schapire 1999, Games and Economic Behavior 29:79.
+    """
+
+    MEMORY = 0.8
+
+    def __init__(self, names: list[str], rate: float, floor: float) -> None:
+        self._names, self._rate, self._floor = names, rate, floor
+        self._success = np.zeros(len(names))
+
+    def probabilities(self) -> NDArray[np.float64]:
+        """(K,), summing to 1."""
+        weights = np.exp(-self._rate * (self._success - self._success.min()))
+        return (1 - self._floor) * weights / weights.sum() + self._floor / len(self._names)
+
+    def draw(self, rng: np.random.Generator) -> str:
+        return self._names[int(rng.choice(len(self._names), p=self.probabilities()))]
+
+    def update(self, name: str, success: float) -> None:
+        index = self._names.index(name)
+        self._success[index] += (1 - self.MEMORY) * (success - self._success[index])
+
+
+class _Search:
+    """The state of one `craft`: the models, the images each of them can lose, and the patch."""
+
+    def __init__(
+        self, config: AQAPA, models: Mapping[str, Differentiable], images: Images, labels: Labels, device: str
+    ) -> None:
+        if not models or not len(images) or labels.shape != (len(images),):
+            raise InputError(
+                f"crafting needs models and labelled images, got {len(models)} models, {len(images)} images "
+                f"and labels of shape {labels.shape}"
+            )
+        size = config.patch_size
+        check_fits((size, size), (images.shape[2], images.shape[3]))
+        self._config, self._models, self._device = config, dict(models), device
+        self._images, self._labels = images, labels
+        self._loss = get_loss(config.loss)
+        self._mask = np.ones((size, size), bool)
+        self._eligible = {name: self._attackable(name) for name in self._models}
+        self._patch = torch.empty(0)
+
+    def run(self, restart: int) -> Iterator[CraftStep]:
+        """One search from a random start; afterwards the patch is in `projected`."""
+        config = self._config
+        rng = np.random.default_rng([config.seed, restart])
+        size = config.patch_size
+        self._patch = torch.from_numpy(rng.integers(0, 256, (3, size, size)).astype(np.float32)).to(self._device)
+        velocity = torch.zeros_like(self._patch)
+        chooser = WidthChooser(list(self._models), config.width_rate, config.width_floor)
+        for step in range(config.steps):
+            name = chooser.draw(rng)
+            gradient, loss, success = self._gradient(name, rng)
+            velocity = config.momentum * velocity + gradient / gradient.abs().mean().clamp_min(1e-30)
+            self._patch = (self._patch + self._step_size(step) * velocity.sign()).clamp(0, 255)
+            chooser.update(name, success)
+            yield CraftStep(restart, step, name, loss, success)
+
+    def projected(self) -> Images:
+        """The patch in uint8."""
+        pixels: Images = self._patch.round().to(torch.uint8).cpu().numpy()
+        return pixels
+
+    def score(self, pixels: Images) -> float:
+        """Lowest success over widths of a projected patch on the crafting images, at random places."""
+        lowest = 1.0
+        patch = torch.from_numpy(pixels.astype(np.float32)).to(self._device)
+        for name, eligible in self._eligible.items():
+            rng = np.random.default_rng([self._config.seed, 1 << 20])
+            fooled = 0.0
+            for _ in range(SCORED_PLACES):
+                for batch in _batches(eligible, self._config.batch_size):
+                    with torch.no_grad():
+                        logits = self._models[name](self._patched(batch, patch, rng))
+                    fooled += float(self._fooled(logits, batch).sum())
+            lowest = min(lowest, fooled / (SCORED_PLACES * len(eligible)))
+        return lowest
+
+    def _step_size(self, step: int) -> float:
+        first, last = self._config.step_size, self._config.final_step_size
+        return last + (first - last) * 0.5 * (1 + math.cos(math.pi * step / self._config.steps))
+
+    def _gradient(self, name: str, rng: np.random.Generator) -> tuple[torch.Tensor, float, float]:
+        """Gradient (3, s, s), mean loss and share of success of one batch."""
+        eligible = self._eligible[name]
+        batch = rng.choice(eligible, min(self._config.batch_size, len(eligible)), replace=False)
+        leaf = self._patch.round().requires_grad_()
+        logits = self._models[name](self._patched(batch, leaf, rng))
+        labels = torch.from_numpy(self._labels[batch]).to(self._device)
+        loss = self._loss(logits, labels, self._config.target).mean()
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        return gradient, float(loss.detach()), float(self._fooled(logits.detach(), batch).float().mean())
+
+    def _patched(self, batch: NDArray[np.int64], patch: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        images = torch.from_numpy(self._images[batch]).to(self._device).float()
+        shape = (self._images.shape[2], self._images.shape[3])
+        positions = random_positions(len(batch), shape, self._mask.shape, rng)
+        return apply_patch(images, patch, self._mask, positions)
+
+    def _fooled(self, logits: torch.Tensor, batch: NDArray[np.int64]) -> torch.Tensor:
+        predicted = logits.argmax(1).cpu()
+        if self._config.target is not None:
+            return predicted == self._config.target
+        return predicted != torch.from_numpy(self._labels[batch])
+
+    def _attackable(self, name: str) -> NDArray[np.int64]:
+        """Images that count: classified correctly, or not of the target's class. All of them when none counts."""
+        everything = np.arange(len(self._images))
+        if self._config.target is not None:
+            chosen = np.flatnonzero(self._labels != self._config.target)
+        else:
+            chosen = np.concatenate([batch[self._correct(name, batch)] for batch in _batches(everything, 256)])
+        return chosen if len(chosen) else everything
+
+    def _correct(self, name: str, batch: NDArray[np.int64]) -> NDArray[np.bool_]:
+        with torch.no_grad():
+            logits = self._models[name](torch.from_numpy(self._images[batch]).to(self._device).float())
+        correct: NDArray[np.bool_] = logits.argmax(1).cpu().numpy() == self._labels[batch]
+        return correct
+
+
+def _batches(indices: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]

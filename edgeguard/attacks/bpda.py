@@ -1,0 +1,68 @@
+"""What an attack differentiates: a torch model, or a live engine with its twin's gradient. Needs torch.
+
+BPDA (backward pass differentiable approximation): an engine executes integers and gives no gradient, its twin computes
+the same function with straight-through gradients. The forward value comes from the engine, the gradient from the twin.
+Source: Athalye et al. 2018, arXiv:1802.00420, section 4.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgeguard.errors import EngineError
+
+Logits = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""Images (N, 3, H, W) uint8 to logits (N, classes) float32, without a gradient: what an engine is to an attack."""
+
+
+class Differentiable(Protocol):
+    """Images (N, 3, H, W) float32, grey levels 0..255, to logits (N, classes) float32, with gradients."""
+
+    def __call__(self, images: torch.Tensor, /) -> Any: ...
+
+
+class BPDA:
+    """A `Differentiable` with the values of `forward` and the gradient of `backward`: white-box access to an engine.
+
+    queries: images shown to `forward` so far.
+    """
+
+    def __init__(self, forward: Logits, backward: Differentiable) -> None:
+        self._forward = forward
+        self._backward = backward
+        self.queries = 0
+
+    def __call__(self, images: torch.Tensor, /) -> torch.Tensor:
+        """Logits (N, classes). Pixels are rounded to whole grey levels before the engine sees them.
+
+        Raises:
+            EngineError: when the engine's logits are not finite or not of the twin's shape.
+        """
+        approximate: torch.Tensor = self._backward(images)
+        pixels = images.detach().round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+        values = np.asarray(self._forward(pixels))
+        self.queries += len(pixels)
+        if values.shape != tuple(approximate.shape) or not np.isfinite(values).all():
+            raise EngineError(
+                f"the engine must give finite logits {tuple(approximate.shape)}, got {values.shape} with "
+                f"{int((~np.isfinite(values)).sum())} values that are not finite"
+            )
+        exact = torch.from_numpy(values.astype(np.float32)).to(approximate)
+        return _Straight.apply(exact, approximate)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class _Straight(torch.autograd.Function):
+    """Value of the first argument, gradient of the second: `b + (a - b).detach()` without its rounding."""
+
+    @staticmethod
+    def forward(ctx: Any, exact: torch.Tensor, approximate: torch.Tensor) -> torch.Tensor:
+        return exact.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return None, gradients[0]

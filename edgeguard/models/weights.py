@@ -1,0 +1,111 @@
+"""Reading trained weights. No code from the file is ever run, and every mismatch is named."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeguard.errors import InputError, require
+
+MAX_BYTES = 8 << 30
+COUNTER = "num_batches_tracked"
+"""Batch norms count their batches; old files lack the counter, and nothing but training with momentum None reads it."""
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, or of a state dict that torch saved, plain or under the key `state_dict`.
+
+    The prefix `module.`, which data-parallel training leaves on every name, is removed.
+
+    Raises:
+        InputError: missing, too large, truncated, holding code or anything but named tensors.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
+    try:
+        state: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    except InputError:
+        raise
+    except Exception as exc:  # a damaged file may raise anything
+        raise InputError(f"{path} is truncated or not a weights file{_reason(exc)}") from exc
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not state:
+        raise InputError(f"{path} holds no state dict; save the model's state_dict()")
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise InputError(f"{path} is not a state dict: {key!r} names no tensor; save the model's state_dict()")
+    prefix = "module." if all(key.startswith("module.") for key in state) else ""
+    return {key[len(prefix) :]: value for key, value in state.items()}
+
+
+def apply_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy the tensors into a module, strictly; nothing is copied when anything is wrong.
+
+    Args:
+        source: where they are from, for the message.
+
+    Raises:
+        InputError: keys are missing, unexpected, or of another shape or kind, or values are not finite.
+    """
+    own = module.state_dict()
+    missing = [key for key in own if key not in state and not key.endswith(COUNTER)]
+    if missing:
+        raise InputError(f"{source} is of another architecture: it lacks {_some(missing)}")
+    unexpected = [key for key in state if key not in own]
+    if unexpected:
+        raise InputError(f"{source} is of another architecture: the model has no {_some(unexpected)}")
+    shapes = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if shapes:
+        raise InputError(f"{source} does not fit the model: {_some(shapes)}")
+    for key, value in state.items():
+        if value.is_floating_point() != own[key].is_floating_point() or value.is_complex():
+            raise InputError(f"{source}: {key} is {value.dtype}, expected {own[key].dtype}")
+        if not bool(torch.isfinite(value.to(own[key].dtype)).all()):
+            raise InputError(f"{source}: {key} holds NaN or infinity")
+    module.load_state_dict({**{key: own[key] for key in own if key.endswith(COUNTER)}, **state})
+
+
+def _read_safetensors(path: Path) -> Any:
+    return require("safetensors.torch", "train").load_file(str(path))
+
+
+def _read_torch(path: Path) -> Any:
+    size = path.stat().st_size
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+    if size > MAX_BYTES:
+        raise InputError(f"{path} unpacks to {size} bytes; at most {MAX_BYTES} are read")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on foreign pickle protocols
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as exc:
+        if "GLOBAL" not in str(exc):
+            raise
+        raise InputError(
+            f"{path} holds Python objects, which can run code and are refused; save the model's state_dict()"
+        ) from exc
+
+
+def _some(names: list[str]) -> str:
+    """The first three and how many there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more ({len(names)} in all)" if len(names) > 3 else "")
+
+
+def _reason(exc: Exception) -> str:
+    """The first sentence of a message; none of torch's that advise to load the file with code and all."""
+    text = str(exc).strip()
+    return "" if not text or "weights_only" in text else ": " + text.splitlines()[0].split(". ")[0]

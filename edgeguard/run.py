@@ -1,0 +1,145 @@
+"""The folder that `harden` writes: `config.json`, `checkpoint.safetensors`, `metrics.jsonl` and the patches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from edgeguard import files
+from edgeguard.errors import InputError
+from edgeguard.models import load_model
+from edgeguard.quant.model import Normalization, QuantizedModel, quantize_model
+from edgeguard.quant.scheme import QuantScheme
+from edgeguard.quant.width import Width, parse_width
+
+SCHEMA = "edgeguard.run/1"
+CONFIG, CHECKPOINT, METRICS, PATCHES = "config.json", "checkpoint.safetensors", "metrics.jsonl", "patches"
+MODEL = "model."
+STATE = "edgeguard"
+"""The one metadata key of a checkpoint: several keys would be written in an order that changes from run to run."""
+REQUIRED = {"schema": str, "model": dict, "scheme": dict, "data": dict, "training": dict, "versions": dict}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A hardening run on disk. config: the resolved configuration; its keys are those of `REQUIRED`."""
+
+    path: Path
+    config: dict[str, Any]
+
+    @staticmethod
+    def create(path: Path, config: dict[str, Any]) -> Run:
+        """Make the folder, which must not exist yet, and write the configuration."""
+        with files.folder_transaction(path) as folder:
+            files.write_json(folder / CONFIG, {"schema": SCHEMA, **config})
+        return Run.load(path)
+
+    @staticmethod
+    def load(path: Path | str) -> Run:
+        """Open a run.
+
+        Raises:
+            InputError: no run, another schema, or a key of its configuration is missing.
+        """
+        path = Path(path)
+        if not (path / CONFIG).is_file():
+            raise InputError(f"{path} is not a run: it has no {CONFIG}; make one with `edgeguard harden`")
+        config = files.read_json(path / CONFIG)
+        if not isinstance(config, dict) or config.get("schema") != SCHEMA:
+            raise InputError(f"{path / CONFIG} is not of schema {SCHEMA!r}")
+        for key, kind in REQUIRED.items():
+            if type(config.get(key)) is not kind:
+                raise InputError(f"{path / CONFIG}: {key!r} is missing or not a {kind.__name__}")
+        return Run(path, config)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / CHECKPOINT
+
+    @property
+    def widths(self) -> tuple[Width, ...]:
+        """The widths the run was trained at."""
+        return tuple(parse_width(str(width)) for width in self.config["scheme"].get("widths", ()))
+
+    def scheme(self) -> QuantScheme:
+        """The quantization scheme of the run's model."""
+        entry = self.config["scheme"]
+        return QuantScheme(self.widths, entry["boundary_bits"], entry["residual_bits"], entry["signed_activations"])
+
+    def build(self) -> QuantizedModel:
+        """The run's quantized model with untrained weights: its architecture alone.
+
+        Raises:
+            InputError: the configuration names a model that cannot be made.
+        """
+        entry = self.config["model"]
+        try:
+            model = load_model(entry["spec"], entry["num_classes"])
+            normalization = Normalization(tuple(entry["mean"]), tuple(entry["std"]))
+            scheme = self.scheme()
+        except (KeyError, TypeError) as exc:
+            raise InputError(f"{self.path / CONFIG} does not describe a model: {exc}") from exc
+        return quantize_model(model.module, scheme, normalization)
+
+    def load_model(self) -> QuantizedModel:
+        """The hardened model, in evaluation mode.
+
+        Raises:
+            InputError: the checkpoint is missing, truncated, of another architecture, or holds NaN or infinity.
+        """
+        tensors, _ = self.read_checkpoint()
+        model = self.build()
+        restore_model(model, tensors, self.checkpoint)
+        return model.eval()
+
+    def write_checkpoint(self, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
+        """Replace the checkpoint atomically; equal contents give equal bytes.
+
+        tensors: by name; the model's begin with `MODEL`. state: anything JSON can hold.
+        """
+        plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        data = safetensors.torch.save(plain, {STATE: json.dumps(state, sort_keys=True)})
+        files.write_bytes(self.checkpoint, data)
+
+    def read_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and state of the last checkpoint.
+
+        Raises:
+            InputError: missing, truncated or not a checkpoint of this project.
+        """
+        path = self.checkpoint
+        if not path.is_file():
+            raise InputError(f"{path} does not exist; the run has no checkpoint yet, continue it with --resume")
+        try:
+            with safe_open(path, framework="pt") as handle:
+                metadata = handle.metadata() or {}
+                tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            state = json.loads(metadata[STATE])
+        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as exc:
+            raise InputError(f"{path} is truncated or not a checkpoint: {exc}") from exc
+        return tensors, state
+
+
+def restore_model(model: QuantizedModel, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Load a checkpoint's model tensors, strictly.
+
+    Raises:
+        InputError: missing or unexpected keys (which), other shapes, NaN or infinity.
+    """
+    own = model.state_dict()
+    given = {name.removeprefix(MODEL): value for name, value in tensors.items() if name.startswith(MODEL)}
+    wrong = sorted(own.keys() ^ given.keys()) or sorted(k for k in own if own[k].shape != given[k].shape)
+    if wrong:
+        raise InputError(f"{source} is of another architecture: {wrong[:3]} and {max(0, len(wrong) - 3)} more differ")
+    for name, value in given.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise InputError(f"{source}: {name} holds NaN or infinity")
+    model.load_state_dict(given)
