@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -57,46 +58,55 @@ class Builder:
         channels = self.tensors[x].shape[0]
         weight_type = IntType(bits or self.bits, signed=True, narrow=True)
         weight = self.weights((out, channels // groups, *size), weight_type)
-        padding = padding if isinstance(padding, tuple) else (dilation * (size[0] // 2) if padding is None else padding,) * 4
+        padding = (
+            padding if isinstance(padding, tuple) else (dilation * (size[0] // 2) if padding is None else padding,) * 4
+        )
         name = f"conv{len(self.nodes)}"
         node = g.Conv(
-            name, x, f"{name}.out", weight, weight_type, self.weight_scale(weight), self.bias(weight, x),
+            name, x, f"{name}.out", weight, weight_type, self.weight_scale(weight), np.zeros(out, np.int32),
             (stride, stride), padding, (dilation, dilation), groups,
         )  # fmt: skip
         sums = reference.convolve(node, self.values[x], self.tensors[x].dtype).transpose(0, 2, 3, 1)
         return self.append_product(node, sums, IntType(self.bits, signed), scale)
 
     def append_product(self, node: Any, sums: NDArray[Any], dtype: IntType, scale: float | None) -> str:
+        node, sums = self.centred(node, sums)
         real = sums * (self.tensors[node.input].scale or 0.0) * node.weight_scale
         scale = scale or float(np.float32(np.quantile(np.abs(real), 0.97) / dtype.qmax))
         return self.append(node, dtype, scale)
+
+    def centred(self, node: Any, sums: NDArray[Any]) -> tuple[Any, NDArray[Any]]:
+        """Random biases that leave each channel about as often positive as negative, like batch norm."""
+        flat = sums.reshape(-1, sums.shape[-1]).astype(float)
+        bias = np.rint(flat.std(0) * self.rng.normal(0.2, 0.3, flat.shape[1]) - flat.mean(0)).astype(np.int32)
+        return dataclasses.replace(node, bias=bias), sums + bias
 
     def weights(self, shape: tuple[int, ...], dtype: IntType) -> NDArray[np.int8]:
         values = np.rint(self.rng.normal(0, max(1.0, dtype.qmax / 2.5) * 0.8, shape))
         return np.clip(values, dtype.qmin, dtype.qmax).astype(np.int8)
 
     def weight_scale(self, weight: NDArray[np.int8]) -> NDArray[np.float32]:
-        fan = math.sqrt(math.prod(weight.shape[1:]))
-        return (self.rng.uniform(0.5, 1.5, len(weight)) / (fan * np.abs(weight).max())).astype(np.float32)
-
-    def bias(self, weight: NDArray[np.int8], x: str) -> NDArray[np.int32]:
-        spread = np.sqrt(np.square(weight.astype(float)).reshape(len(weight), -1).sum(1)) * self.tensors[x].dtype.qmax
-        return np.rint(self.rng.normal(0, 0.2, len(weight)) * spread).astype(np.int32)
+        deviation = np.sqrt(math.prod(weight.shape[1:]) * weight.astype(float).var())
+        return (self.rng.uniform(0.5, 1.5, len(weight)) / deviation).astype(np.float32)
 
     def linear(self, x: str, out: int, bits: int | None = None, accumulators: bool = False) -> str:
         weight_type = IntType(bits or self.bits, signed=True, narrow=True)
         weight = self.weights((out, self.tensors[x].shape[0]), weight_type)
         name = f"linear{len(self.nodes)}"
-        node = g.Linear(name, x, f"{name}.out", weight, weight_type, self.weight_scale(weight), self.bias(weight, x))
+        node = g.Linear(name, x, f"{name}.out", weight, weight_type, self.weight_scale(weight), np.zeros(out, np.int32))
+        sums = self.values[x].astype(np.int64) @ weight.T
         if accumulators:
-            return self.append(node, ACCUMULATOR, None)
-        sums = self.values[x].astype(np.int64) @ weight.T + node.bias
+            return self.append(self.centred(node, sums)[0], ACCUMULATOR, None)
         return self.append_product(node, sums, IntType(self.bits, False), None)
 
-    def add(self, x: str, other: str, exponent: int = 0, signed: bool = False) -> str:
+    def add(self, x: str, other: str, signed: bool = False) -> str:
         name = f"add{len(self.nodes)}"
-        scale = (self.tensors[x].scale or 0.0) * 2.0**exponent
-        return self.append(g.Add(name, x, other, f"{name}.out"), IntType(self.bits, signed), scale)
+        dtype = IntType(self.bits, signed)
+        first, second = (self.values[name] * np.float32(self.tensors[name].scale or 0) for name in (x, other))
+        scale = np.float32(self.tensors[x].scale or 0)
+        while np.quantile(np.abs(first + second), 0.97) > scale * dtype.qmax:
+            scale *= np.float32(2)
+        return self.append(g.Add(name, x, other, f"{name}.out"), dtype, float(scale))
 
     def move(self, cls: Any, x: str, *arguments: Any) -> str:
         name = f"{cls.__name__.lower()}{len(self.nodes)}"
@@ -135,12 +145,12 @@ def every_op(bits: int, seed: int = 1) -> IntegerGraph:
     x = b.conv(b.quantize(), 8, bits=8)
     depthwise = b.conv(x, 8, groups=8, stride=1)
     grouped = b.conv(x, 8, groups=2, dilation=2, signed=True, scale=b.tensors[depthwise].scale)
-    x = b.add(depthwise, grouped, exponent=1)
+    x = b.add(depthwise, grouped)
     x = b.move(g.MaxPool, x, (3, 3), (2, 2), (1, 1, 1, 1))
     left = b.conv(x, 6, kernel=(2, 3), padding=(1, 0, 0, 2), signed=True)
     half = (b.tensors[left].scale or 0.0) / 2
     right = b.conv(x, 6, kernel=1, padding=(0, 0, 0, 0), signed=True, scale=half)
-    x = b.add(left, right, exponent=1, signed=True)
+    x = b.add(left, right, signed=True)
     top = max(1, IntType(bits, True).qmax * 2 // 3)
     x = b.move(g.Clamp, x, -1, top)
     x = b.concat(x, b.move(g.Pad, b.move(g.MaxPool, x, (1, 1), (1, 1), (0, 0, 0, 0)), (2, 0), (0, 0, 0, 0)))
@@ -161,6 +171,6 @@ def resnet20(bits: int, seed: int = 0) -> IntegerGraph:
         if stride == 2:
             x = b.move(g.MaxPool, x, (1, 1), (2, 2), (0, 0, 0, 0))
             x = b.move(g.Pad, x, (channels // 4, channels // 4), (0, 0, 0, 0))
-        x = b.add(x, y, exponent=int(channels != 16))
+        x = b.add(x, y)
     x = b.move(g.Flatten, b.average(x, bits=8))
     return b.finish(b.linear(x, 10, bits=8, accumulators=True))

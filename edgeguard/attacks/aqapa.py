@@ -6,8 +6,8 @@ the patch succeeds least. The definition is ours: the paper that named the attac
 we hold none of its equations.
 
 Each step draws a width, a batch of images that this width classifies correctly and a place for each image, and moves
-the patch along the sign of its accumulated gradient (momentum: Dong et al. 2018, arXiv:1710.06081). The patch is kept in
-float32 between steps, but every gradient is taken at whole grey levels: what is optimized is what is deployed.
+the patch along the sign of its accumulated gradient (momentum: Dong et al. 2018, arXiv:1710.06081). The patch is kept
+in float32 between steps, but every gradient is taken at whole grey levels: what is optimized is what is deployed.
 
 Craft on images that the result is not judged on; nothing in here knows which those are, and nothing in here is a
 result: `Crafted.selection` only chose among restarts.
@@ -81,7 +81,7 @@ class AQAPA:
 
 @dataclass(frozen=True)
 class CraftStep:
-    """One step of the search. loss, success: means over its batch, before the step. width: the model it was drawn at."""
+    """One step of the search. loss, success: means over its batch, before the step. width: the model drawn."""
 
     restart: int
     step: int
@@ -157,7 +157,8 @@ class WidthChooser:
     def probabilities(self) -> NDArray[np.float64]:
         """(K,), summing to 1."""
         weights = np.exp(-self._rate * (self._success - self._success.min()))
-        return (1 - self._floor) * weights / weights.sum() + self._floor / len(self._names)
+        mixed: NDArray[np.float64] = (1 - self._floor) * weights / weights.sum() + self._floor / len(self._names)
+        return mixed
 
     def draw(self, rng: np.random.Generator) -> str:
         return self._names[int(rng.choice(len(self._names), p=self.probabilities()))]

@@ -53,7 +53,7 @@ class BPDA:
                 f"{int((~np.isfinite(values)).sum())} values that are not finite"
             )
         exact = torch.from_numpy(values.astype(np.float32)).to(approximate)
-        return _Straight.apply(exact, approximate)  # type: ignore[no-untyped-call, no-any-return]
+        return _Straight.apply(exact, approximate)  # type: ignore[no-any-return]
 
 
 class _Straight(torch.autograd.Function):

@@ -1,7 +1,7 @@
 """What an attack increases: one value per image, higher is more adversarial. Needs torch.
 
-Every loss takes `logits` (N, classes) float32, `labels` (N,) int64 and optionally `target`, a class. Without a target the
-true label is to be left; with one, the target is to be reached, and the labels do not matter.
+Every loss takes `logits` (N, classes) float32, `labels` (N,) int64 and optionally `target`, a class. Without a target
+the true label is to be left; with one, the target is to be reached, and the labels do not matter.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ def bounded_margin(logits: torch.Tensor, labels: torch.Tensor, target: int | Non
     being lost, weighs little. Dividing by the detached standard deviation of each image's logits makes the loss, and so
     the gradient's share of every image, independent of the logits' scale.
     """
-    spread = logits.detach().std(1).clamp_min(torch.finfo(logits.dtype).tiny)
-    return torch.tanh(margin(logits, labels, target) / spread)
+    return torch.tanh(margin(logits, labels, target) / _positive(logits.detach().std(1)))
 
 
 def scaled_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, target: int | None = None) -> torch.Tensor:
@@ -60,8 +59,12 @@ def scaled_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, target: int
     """
     spread = logits.detach().amax(1) - logits.detach().amin(1)
     limit = -math.log(RESIDUAL / ((logits.shape[1] - 1) * (1 - RESIDUAL)))
-    beta = limit / spread.clamp_min(torch.finfo(logits.dtype).tiny)
-    return cross_entropy(logits * beta[:, None], labels, target)
+    return cross_entropy(logits * (limit / _positive(spread))[:, None], labels, target)
+
+
+def _positive(spread: torch.Tensor) -> torch.Tensor:
+    """The spread itself, or 1 where all logits of an image are equal."""
+    return torch.where(spread > 0, spread, 1.0)
 
 
 LOSSES: Mapping[str, Loss] = MappingProxyType(

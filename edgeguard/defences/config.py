@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from edgeguard.errors import InputError
@@ -97,15 +98,19 @@ class HardenConfig:
         return [share / sum(shares) for share in shares]
 
 
-def preset(method: str, config: HardenConfig) -> HardenConfig:
-    """The parts that a method's name switches on, the rest as given.
+QADT_R_GIR = GIR(backward_noise=0.1, alignment=0.1, alignment_every=16, patch_noise=0.5)
+
+
+def preset(config: HardenConfig, gir: Mapping[str, float] | None = None) -> HardenConfig:
+    """The parts that the configuration's method switches on; `gir` overrides single parts of the regularization.
 
     Raises:
-        InputError: an unknown method.
+        InputError: an unknown method, or a part that the method does not have.
     """
-    if method == "qat":
-        return replace(config, method=method, patches=None, gir=GIR())
-    if method == "qadt-r":
-        gir = GIR(backward_noise=0.1, alignment=0.1, alignment_every=16, patch_noise=0.5)
-        return replace(config, method=method, patches=config.patches or PatchTraining(), gir=gir)
-    raise InputError(f"unknown method {method!r}; expected qadt-r or qat")
+    if config.method == "qat":
+        if gir:
+            raise InputError(f"method qat is the undefended baseline: it has no {', '.join(gir)}")
+        return replace(config, patches=None, gir=GIR())
+    if config.method == "qadt-r":
+        return replace(config, patches=config.patches or PatchTraining(), gir=replace(QADT_R_GIR, **(gir or {})))
+    raise InputError(f"unknown method {config.method!r}; expected qadt-r or qat")

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import brevitas
 import numpy as np
@@ -53,9 +53,8 @@ class HardenJob:
     device: str = "auto"
 
 
-@dataclass
-class Listener:
-    """Receives progress. Every method may be overridden; none prints anything here."""
+class Listener(Protocol):
+    """Receives progress; the library itself never prints."""
 
     def on_phase(self, name: str, total: int) -> None:
         """A phase of `total` steps begins: pretrain or harden."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from brevitas.graph.quantize import preprocess_for_quantize
 from torch import Tensor, fx, nn
 
 from edgeguard.errors import ExportError
@@ -24,6 +24,10 @@ from edgeguard.quant.quantizers import (
 )
 from edgeguard.quant.scheme import QuantScheme
 from edgeguard.quant.width import Width, WidthControl
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Brevitas warns about an optional package that is not used here
+    from brevitas.graph.quantize import preprocess_for_quantize
 
 
 @dataclass(frozen=True)
@@ -108,8 +112,10 @@ def quantize_model(model: nn.Module, scheme: QuantScheme, normalization: Normali
     control = WidthControl(scheme.widths)
     noise = GradientNoise()
     try:
-        body = preprocess_for_quantize(copy.deepcopy(model), relu6_to_relu=False, merge_bn=False)
-    except (fx.proxy.TraceError, TypeError, RuntimeError) as exc:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="brevitas")
+            body = preprocess_for_quantize(copy.deepcopy(model), relu6_to_relu=False, merge_bn=False)
+    except (ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as exc:
         raise ExportError(f"the model cannot be traced by torch.fx: {exc}") from exc
     placement = place(body)
     groups = {number: ScaleGroup(len(scheme.widths)) for number in sorted({p.group for p in placement.points.values()})}

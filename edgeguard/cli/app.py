@@ -1,0 +1,58 @@
+"""The `edgeguard` program: its commands, and the one place where errors become a sentence and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+import edgeguard
+from edgeguard.cli import console
+from edgeguard.cli.demo import demo
+from edgeguard.cli.export import export
+from edgeguard.cli.harden import harden
+from edgeguard.cli.inspect import inspect
+from edgeguard.cli.verify import verify
+from edgeguard.errors import EdgeGuardError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="edgeguard",
+    help="Harden quantized vision models against adversarial patches, export them in true integers, attack the engine.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for command in (harden, export, verify, inspect, demo):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(edgeguard.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    console.settings.debug = debug
+
+
+def main() -> None:
+    """Run the program. Exit codes: 0 fine, 1 the gate failed, 2 bad input, 3 a runtime, extra or device is missing."""
+    try:
+        app()
+    except EdgeGuardError as exc:
+        if console.settings.debug:
+            traceback.print_exc()
+        print(f"edgeguard: {exc}", file=sys.stderr)
+        sys.exit(exc.exit_code)
+    except KeyboardInterrupt:
+        print("edgeguard: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,137 @@
+"""What commands share: progress on stderr, results on stdout, output folders, `--config`, and the exact command."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from edgeguard import files
+from edgeguard.errors import InputError
+from edgeguard.report.html import render_html
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+REPORT_JSON, REPORT_HTML = "report.json", "report.html"
+
+
+@dataclass
+class Settings:
+    """Of the whole program; set by the root command."""
+
+    debug: bool = False
+
+
+settings = Settings()
+
+
+class RateColumn(ProgressColumn):
+    """Steps per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "", style="progress.data.speed")
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """Bars with rate and remaining time on stderr; nothing at all where stderr is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        yield progress
+
+
+def log(message: str) -> None:
+    """One line for a person, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def emit(document: Any, text: str, as_json: bool) -> None:
+    """The result, on stdout: a JSON document alone, or text."""
+    print(files.to_json(document).rstrip("\n") if as_json else text)
+
+
+def command_line() -> str:
+    """The command as it was typed, for the records."""
+    return shlex.join(["edgeguard", *sys.argv[1:]])
+
+
+def output_folder(out: Path | None, name: str) -> Path:
+    """The folder the user named, or the first free one of that name under runs/."""
+    if out is not None:
+        return out
+    candidates = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in range(1, 1 << 20))
+    return next(path for path in candidates if not path.exists())
+
+
+def write_report(report: Mapping[str, Any], out: Path) -> Path:
+    """Write `report.json` and the page rendered from it into a new folder. Returns: the page."""
+    with files.folder_transaction(out) as folder:
+        files.write_json(folder / REPORT_JSON, report)
+        files.write_bytes(folder / REPORT_HTML, render_html(report).encode())
+    return out / REPORT_HTML
+
+
+def integers(text: str, option: str) -> tuple[int, ...]:
+    """A comma-separated list of whole numbers.
+
+    Raises:
+        InputError: an empty or other entry.
+    """
+    try:
+        return tuple(int(entry) for entry in text.split(","))
+    except ValueError as exc:
+        raise InputError(f"{option} {text!r} is not a comma-separated list of whole numbers") from exc
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Take options from a TOML file as defaults; the command line wins.
+
+    Raises:
+        InputError: unreadable, not TOML, or with a key that is no option of the command.
+    """
+    if path is None:
+        return None
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise InputError(f"cannot read {path}: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise InputError(f"{path} is not valid TOML: {exc}") from exc
+    options = {parameter.name for parameter in context.command.params if parameter.param_type_name == "option"}
+    given = {key.replace("-", "_"): value for key, value in values.items()}
+    unknown = sorted(given.keys() - options)
+    if unknown:
+        raise InputError(f"{path}: {unknown[0]!r} is not an option of `edgeguard {context.info_name}`")
+    context.default_map = {**(context.default_map or {}), **given}
+    return path
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", callback=_read_config, is_eager=True, help="Take options from a TOML file."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+OutOption = Annotated[Path | None, typer.Option(help="New folder for the result; without it one under runs/.")]

@@ -1,0 +1,102 @@
+"""What a report comes down to, in words: shared by the terminal summary and the HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Report = Mapping[str, Any]
+
+ATTACK_NAMES = {"aqapa": "A-QAPA", "replay": "Replay", "noise": "Random pixels"}
+ACCESS_NAMES = {
+    "none": "no access, a baseline",
+    "replay": "replay: a given patch",
+    "transfer": "transfer: crafted on twins",
+    "engine": "engine: values of the live engine, gradient of its twin",
+    "query": "query: logits only",
+}
+CHECK_NAMES = {
+    "white_box_strongest": "White-box attacks are the strongest",
+    "gradients_alive": "Gradients are alive",
+    "large_patch_wins": "A large patch wins",
+    "deterministic": "The engine is deterministic",
+    "batch_one_agrees": "Batch 1 agrees with the deployed batch",
+}
+
+
+def percent(value: float | None, sign: bool = False) -> str:
+    """A share as text; a dash for what was not measured."""
+    if value is None:
+        return "-"
+    return f"{100 * value:+.1f} %" if sign else f"{100 * value:.1f} %"
+
+
+def interval(ci95: Sequence[float] | None, sign: bool = False) -> str:
+    """An interval of shares as text, in percent."""
+    if ci95 is None:
+        return "-"
+    low, high = (f"{100 * value:+.1f}" if sign else f"{100 * value:.1f}" for value in ci95)
+    return f"{low} to {high} %"
+
+
+def strongest(report: Report) -> Mapping[str, Any]:
+    """The attack with the highest ASR."""
+    attack: Mapping[str, Any] = max(report["attacks"], key=lambda row: float(row["asr"]))
+    return attack
+
+
+def weakest_robustness(report: Report) -> Mapping[str, Any]:
+    """The attack that leaves the lowest robust accuracy."""
+    attack: Mapping[str, Any] = min(report["attacks"], key=lambda row: float(row["robust_accuracy"]))
+    return attack
+
+
+def attack_name(attack: Mapping[str, Any]) -> str:
+    """One attack in a few words."""
+    name, size = ATTACK_NAMES.get(attack["name"], attack["name"]), attack["patch_size"]
+    access = "" if attack["access"] in ("none", attack["name"]) else f", {attack['access']} access"
+    return f"{name}{access}, {size}x{size}, {attack['placement']} placement"
+
+
+def trust_counts(report: Report) -> tuple[int, int, int]:
+    """Trust checks that passed, failed and did not run."""
+    outcomes = [check["passed"] for check in report["trust"]]
+    return outcomes.count(True), outcomes.count(False), outcomes.count(None)
+
+
+def trust_sentence(report: Report) -> str:
+    """How the trust checks came out, in one sentence."""
+    passed, failed, missing = trust_counts(report)
+    text = f"{passed} of {passed + failed} trust checks passed" if passed + failed else "no trust check ran"
+    return f"{text}, {missing} did not run" if missing else text
+
+
+def headline(report: Report) -> tuple[str, str]:
+    """Verdict of the whole report: its mood (`good`, `bad` or `unknown`) and a sentence.
+
+    Figures that failed a trust check come first, then a failed gate, then survival.
+    """
+    _, failed, _ = trust_counts(report)
+    gate, survival = report["gate"], report["survival"]
+    if failed:
+        return "bad", f"Do not rely on these numbers: {failed} trust check{'s' * (failed > 1)} failed"
+    if gate is not None and not gate["passed"]:
+        broken = sum(not rule["passed"] for rule in gate["rules"])
+        return "bad", f"The gate failed: {broken} of {len(gate['rules'])} rules are not met"
+    verdict = survival["verdict"] if survival else None
+    if verdict == "survived":
+        return "good", "Robustness survived the way to the engine"
+    if verdict == "did not survive":
+        return "bad", "Robustness did not survive: the engine is easier to attack than its simulation"
+    if verdict == "undecided":
+        return "unknown", "Undecided: too few images to say whether robustness survived"
+    return "unknown", "Survival was not measured: there was no twin to compare with"
+
+
+def model_line(report: Report) -> str:
+    """Artifact, runtime and widths in one line."""
+    artifact = report["artifact"]
+    widths = f"{artifact['weight_bits']}-bit weights, {artifact['activation_bits']}-bit activations"
+    coverage = artifact["integer_mac_coverage"]
+    integer = "integer share unknown" if coverage is None else f"{100 * coverage:.4g} % integer multiply-accumulates"
+    return f"{artifact['target']}, {widths}, {integer}"

@@ -1,0 +1,156 @@
+"""A gate: rules from a TOML file that a report must meet, for the exit code of a build.
+
+    max_asr = 0.30              # of every attack in the report, at every placement
+    min_clean_accuracy = 0.88   # of the engine
+    min_robust_accuracy = 0.60  # under every attack in the report
+    require_integer = true      # every multiply-accumulate of the artifact runs in an integer kernel
+    require_survival = true     # the survival verdict is "survived"
+    require_trust = true        # every trust check ran and passed
+
+A number is decided by the unfavourable end of its 95 % Wilson interval: an ASR by the upper end, an accuracy by the
+lower. A gate that lets a model through is a claim, and few images support no claim; where only the point estimate
+passes, the rule says so, and judging more images decides. What is not known, such as survival without a twin, fails.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeguard.errors import InputError
+from edgeguard.verify.survival import SURVIVED
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+
+NUMBERS = ("max_asr", "min_clean_accuracy", "min_robust_accuracy")
+SWITCHES = ("require_integer", "require_survival", "require_trust")
+MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The rules; None and False are not asked for. Numbers are shares between 0 and 1."""
+
+    max_asr: float | None = None
+    min_clean_accuracy: float | None = None
+    min_robust_accuracy: float | None = None
+    require_integer: bool = False
+    require_survival: bool = False
+    require_trust: bool = False
+
+    def __post_init__(self) -> None:
+        for name in NUMBERS:
+            value = getattr(self, name)
+            if value is not None and (type(value) not in (int, float) or not 0 <= value <= 1):
+                raise InputError(f"gate rule {name} must be a share between 0 and 1, got {value!r}")
+        for name in SWITCHES:
+            if type(getattr(self, name)) is not bool:
+                raise InputError(f"gate rule {name} must be true or false, got {getattr(self, name)!r}")
+        if all(getattr(self, name) is None for name in NUMBERS) and not any(getattr(self, name) for name in SWITCHES):
+            raise InputError(f"a gate needs at least one rule; there are {', '.join(NUMBERS + SWITCHES)}")
+
+    @staticmethod
+    def of(rules: Mapping[str, Any]) -> Gate:
+        """Raises InputError for an unknown rule or a value out of range."""
+        unknown = sorted(rules.keys() - {*NUMBERS, *SWITCHES})
+        if unknown:
+            raise InputError(f"unknown gate rule {unknown[0]!r}; expected {', '.join(NUMBERS + SWITCHES)}")
+        return Gate(**rules)
+
+    @staticmethod
+    def load(path: Path) -> Gate:
+        """Read a TOML file.
+
+        Raises:
+            InputError: missing, not TOML, or as `Gate.of`.
+        """
+        try:
+            data = path.read_bytes()
+            if len(data) > MAX_BYTES:
+                raise InputError(f"{path} has {len(data)} bytes; a gate file has at most {MAX_BYTES}")
+            return Gate.of(tomllib.loads(data.decode()))
+        except OSError as exc:
+            raise InputError(f"cannot read the gate file {path}: {exc.strerror or exc}") from exc
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+            raise InputError(f"{path} is not valid TOML: {exc}") from exc
+        except InputError as exc:
+            raise InputError(f"{path}: {exc}") from exc
+
+
+def evaluate(gate: Gate, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Hold a report against a gate.
+
+    Returns: `passed`, and one entry per rule: `rule`, `limit`, `figure` (what was measured), `ci95` (or None), `passed`
+    and `detail`, a sentence.
+    """
+    rules = []
+    if gate.max_asr is not None:
+        worst = max(report["attacks"], key=lambda attack: float(attack["ci95"][1]))
+        rules.append(_number("max_asr", gate.max_asr, worst["asr"], worst["ci95"], _name(worst)))
+    if gate.min_clean_accuracy is not None:
+        clean = report["clean"]["engine"]
+        limit = gate.min_clean_accuracy
+        rules.append(_number("min_clean_accuracy", limit, clean["accuracy"], clean["ci95"], "without a patch"))
+    if gate.min_robust_accuracy is not None:
+        worst = min(report["attacks"], key=lambda attack: float(attack["robust_ci95"][0]))
+        limit = gate.min_robust_accuracy
+        rules.append(
+            _number("min_robust_accuracy", limit, worst["robust_accuracy"], worst["robust_ci95"], _name(worst))
+        )
+    if gate.require_integer:
+        coverage = report["artifact"]["integer_mac_coverage"]
+        detail = f"{coverage:.2%} of the multiply-accumulates run in integer kernels" if coverage is not None else (
+            "the artifact does not say how many of its multiply-accumulates are integer"
+        )  # fmt: skip
+        rules.append(_switch("require_integer", coverage, coverage == 1.0, detail))
+    if gate.require_survival:
+        verdict = report["survival"]["verdict"] if report["survival"] else None
+        rules.append(_switch("require_survival", verdict, verdict == SURVIVED, _survival(report)))
+    if gate.require_trust:
+        rules.append(_trust(report["trust"]))
+    return {"passed": all(rule["passed"] for rule in rules), "rules": rules}
+
+
+def _name(attack: Mapping[str, Any]) -> str:
+    return (
+        f"{attack['name']}, {attack['access']} access, {attack['patch_size']} pixels, {attack['placement']} placement"
+    )
+
+
+def _number(rule: str, limit: float, figure: float, ci95: list[float], what: str) -> dict[str, Any]:
+    high = rule.startswith("max_")
+    end = ci95[1] if high else ci95[0]
+    passed = end <= limit if high else end >= limit
+    detail = f"{what}: {figure:.1%}, interval {ci95[0]:.1%} to {ci95[1]:.1%}"
+    if not passed and (figure <= limit if high else figure >= limit):
+        detail += "; only the point estimate meets the limit, judge more images"
+    return {"rule": rule, "limit": limit, "figure": figure, "ci95": list(ci95), "passed": passed, "detail": detail}
+
+
+def _switch(rule: str, figure: object, passed: bool, detail: str) -> dict[str, Any]:
+    return {"rule": rule, "limit": True, "figure": figure, "ci95": None, "passed": passed, "detail": detail}
+
+
+def _survival(report: Mapping[str, Any]) -> str:
+    found = report["survival"]
+    if not found:
+        return "survival was not measured: it needs the twin, and the twin needs torch"
+    low, high = found["ci95"]
+    return f"{found['verdict']}: ASR difference {found['delta_asr']:+.1%}, interval {low:+.1%} to {high:+.1%}"
+
+
+def _trust(checks: list[Mapping[str, Any]]) -> dict[str, Any]:
+    failed = [check["check"] for check in checks if check["passed"] is False]
+    missing = [check["check"] for check in checks if check["passed"] is None]
+    detail = "every check ran and passed"
+    if failed or missing or not checks:
+        parts = [f"failed: {', '.join(failed)}"] if failed else []
+        parts += [f"not run: {', '.join(missing)}"] if missing else []
+        detail = "; ".join(parts) or "no trust check ran"
+    return _switch("require_trust", detail, bool(checks) and not failed and not missing, detail)

@@ -1,0 +1,259 @@
+"""An `IntegerGraph` as ONNX in QOperator form: integer kernels from pixels to logits.
+
+Every activation is uint8 in the file; a signed one has zero point 128, because the runtime's fast kernels and its
+addition want one type. Below 8 bits an integer `Clip` follows. Weights are stored in the smallest ONNX type that holds
+them and `Cast` to INT8, which the runtime folds when it loads the model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeguard import files
+from edgeguard import graph as g
+from edgeguard.errors import ExportError
+from edgeguard.graph import IntegerGraph
+from edgeguard.inttype import IntType
+
+MICROSOFT = "com.microsoft"
+STORAGE = {2: TensorProto.INT2, 4: TensorProto.INT4, 8: TensorProto.INT8}
+"""ONNX type of a weight by `IntType.storage_bits`."""
+OPSETS = {2: (25, 13), 4: (21, 10), 8: (17, 8)}
+"""(opset, IR version) that the smallest weights of a model need."""
+
+
+def write_onnx(graph: IntegerGraph, path: Path, min_storage_bits: int = 2) -> None:
+    """Write a graph; equal graphs give equal bytes.
+
+    Args:
+        min_storage_bits: 4 or 8 for a runtime that cannot load ONNX INT2 or INT4.
+
+    Raises:
+        ExportError: a node cannot be written.
+    """
+    files.write_bytes(path, to_onnx(graph, min_storage_bits).SerializeToString(deterministic=True))
+
+
+def to_onnx(graph: IntegerGraph, min_storage_bits: int = 2) -> onnx.ModelProto:
+    """The ONNX model of a graph: uint8 `pixels` (N, 3, H, W) to float32 `logits` (N, classes)."""
+    writer = _Writer(graph, min_storage_bits)
+    for node in graph.nodes:
+        writer.write(node)
+    name = graph.input
+    inputs = [helper.make_tensor_value_info(name, TensorProto.UINT8, ["N", *graph.input_shape])]
+    outputs = [helper.make_tensor_value_info(graph.output, TensorProto.FLOAT, ["N", graph.num_classes])]
+    opset, ir_version = OPSETS[writer.smallest]
+    model = helper.make_model(
+        helper.make_graph(writer.nodes, "edgeguard", inputs, outputs, list(writer.initializers.values())),
+        producer_name="edgeguard",
+        opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid(MICROSOFT, 1)],
+        ir_version=ir_version,
+    )
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as exc:
+        raise ExportError(f"the ONNX model of this graph is not valid: {exc}") from exc
+    return model
+
+
+class _Writer:
+    """Collects ONNX nodes. A node of the graph keeps its name on the operation that does its work."""
+
+    def __init__(self, graph: IntegerGraph, min_storage_bits: int) -> None:
+        self.graph = graph
+        self.min_storage_bits = min_storage_bits
+        self.smallest = max(STORAGE)
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self.readers = {name: [n for n in graph.nodes if name in g.node_inputs(n)] for name in graph.tensors}
+        self.pooled: dict[str, str] = {}
+        """(N, 1, 1, C) names of tensors (C, 1, 1) that exist in that layout only."""
+
+    def write(self, node: g.Node) -> None:
+        if isinstance(node, g.Quantize):
+            self.quantize(node)
+        elif isinstance(node, g.Conv):
+            self.conv(node)
+        elif isinstance(node, g.Linear):
+            self.linear(node)
+        elif isinstance(node, g.Add):
+            first, second, output = (self.quantized(name) for name in (node.input, node.other, node.output))
+            self.emit("QLinearAdd", node, [*first, *second, *output[1:]], domain=MICROSOFT)
+        elif isinstance(node, g.AveragePool):
+            self.average(node)
+        elif isinstance(node, g.Dequantize):
+            self.dequantize(node)
+        elif isinstance(node, g.MaxPool):
+            if not self.is_subsampling(node):
+                self.node("MaxPool", node.name, [node.input], node.output,
+                          kernel_shape=node.kernel, strides=node.stride, pads=node.padding)  # fmt: skip
+        elif isinstance(node, g.Pad):
+            self.pad(node)
+        elif isinstance(node, g.Concat):
+            self.node("Concat", node.name, list(node.inputs), node.output, axis=1)
+        elif isinstance(node, g.Flatten):
+            source = self.pooled.get(node.input, node.input)
+            self.node("Flatten", node.name, [source], node.output, axis=1)
+        else:
+            self.clip(node.name, node.input, node.output, node.low, node.high)
+
+    def quantize(self, node: g.Quantize) -> None:
+        dtype = self.graph.tensors[node.output].dtype
+        offset = zero_point_of(dtype)
+        zero_point = node.zero_point + offset
+        pixels = self.node("Cast", f"{node.name}/float", [node.input], to=TensorProto.FLOAT)
+        if (zero_point == np.clip(zero_point, 0, 255)).all():
+            scale = self.constant(f"{node.name}/scale", node.scale)
+            point = self.constant(f"{node.name}/zero_point", zero_point.astype(np.uint8))
+            self.emit("QuantizeLinear", node, [pixels, scale, point], axis=1)
+            return
+        # A zero point beyond uint8 (a range far off centre): the same formula, operation by operation.
+        scale = self.constant(f"{node.name}/scale", node.scale.reshape(-1, 1, 1))
+        point = self.constant(f"{node.name}/zero_point", zero_point.astype(np.float32).reshape(-1, 1, 1))
+        rounded = self.node("Round", f"{node.name}/round", [self.node("Div", f"{node.name}/divide", [pixels, scale])])
+        shifted = self.node("Add", f"{node.name}/shift", [rounded, point])
+        limits = [self.constant(f"float/{q + offset}", np.float32(q + offset)) for q in (dtype.qmin, dtype.qmax)]
+        clipped = self.node("Clip", f"{node.name}/clip", [shifted, *limits])
+        self.node("Cast", node.name, [clipped], node.output, to=TensorProto.UINT8)
+
+    def conv(self, node: g.Conv) -> None:
+        source, target = self.quantized(node.input), self.quantized(node.output)[1:]
+        weight = [self.weight(node, node.weight), *self.weight_quantization(node, node.weight_scale)]
+        bias = self.constant(f"{node.name}/bias", node.bias)
+        self.emit("QLinearConv", node, [*source, *weight, *target, bias], kernel_shape=node.weight.shape[2:],
+                  strides=node.stride, pads=node.padding, dilations=node.dilation, group=node.groups)  # fmt: skip
+
+    def linear(self, node: g.Linear) -> None:
+        """The runtime's integer Gemm: per-channel scales, int32 bias; without an output scale it leaves float32."""
+        weight = self.weight(node, node.weight)
+        data, scale, zero_point = self.quantized(node.input)
+        bias = self.constant(f"{node.name}/bias", node.bias)
+        last = self.graph.nodes[-1]
+        if self.graph.tensors[node.output].scale is not None or not isinstance(last, g.Dequantize):
+            parameters = [weight, *self.weight_quantization(node, node.weight_scale), bias]
+            inputs = [data, scale, zero_point, *parameters, *self.quantized(node.output)[1:]]
+            self.emit("QGemm", node, inputs, domain=MICROSOFT, transB=1)
+            return
+        parameters = [weight, *self.weight_quantization(node, last.scale), bias]
+        inputs = [data, self.constant("float/1", np.float32(1)), zero_point, *parameters]
+        self.node("QGemm", node.name, inputs, last.output, domain=MICROSOFT, transB=1)
+
+    def dequantize(self, node: g.Dequantize) -> None:
+        source = self.graph.tensors[node.input]
+        if source.scale is None:
+            return  # the Gemm before it has done this
+        zero_point = np.full(node.scale.shape, zero_point_of(source.dtype), np.uint8)
+        inputs = [node.input, self.constant(f"{node.name}/scale", node.scale)]
+        inputs.append(self.constant(f"{node.name}/zero_point", zero_point))
+        self.node("DequantizeLinear", node.name, inputs, node.output, axis=1)
+
+    def average(self, node: g.AveragePool) -> None:
+        source = self.graph.tensors[node.input]
+        if source.shape[1:] != node.kernel:
+            # The runtime's QLinearAveragePool averages in float; a depthwise convolution with ones is exact.
+            channels = source.shape[0]
+            ones = self.constant(f"{node.name}/ones", np.ones((channels, 1, *node.kernel), np.int8))
+            factor = np.full(channels, self.graph.average_multiplier(node), np.float32)
+            inputs = self.unscaled(node, node.input, ones, factor)
+            self.emit("QLinearConv", node, inputs, strides=node.stride, group=channels)
+            return
+        # Written channels-last: the runtime does not move this operation into the layout of its convolutions.
+        flat = all(isinstance(reader, g.Flatten) for reader in self.readers[node.output])
+        image = self.node("Transpose", f"{node.name}/channels_last", [node.input], perm=(0, 2, 3, 1))
+        inputs = [image, *self.quantized(node.input)[1:], *self.quantized(node.output)[1:]]
+        pooled = f"{node.output}/channels_last"
+        self.emit("QLinearGlobalAveragePool", node, inputs, pooled, domain=MICROSOFT, channels_last=1)
+        if flat:
+            self.pooled[node.output] = pooled
+        else:
+            self.node("Transpose", f"{node.name}/channels_first", [pooled], node.output, perm=(0, 3, 1, 2))
+
+    def is_subsampling(self, node: g.Node) -> bool:
+        """Whether a node drops pixels of a shortcut whose channels are padded next: written as one convolution."""
+        readers = self.readers.get(node.output, [])
+        padded = len(readers) == 1 and isinstance(readers[0], g.Pad) and not any(readers[0].padding)
+        return padded and isinstance(node, g.MaxPool) and node.kernel == (1, 1)
+
+    def pad(self, node: g.Pad) -> None:
+        before = next((n for n in self.graph.nodes if n.output == node.input), None)
+        if isinstance(before, g.MaxPool) and self.is_subsampling(before):
+            channels = self.graph.tensors[before.input].shape[0]
+            weight = np.zeros((channels + sum(node.channels), channels, 1, 1), np.int8)
+            weight[node.channels[0] + np.arange(channels), np.arange(channels)] = 1
+            select = self.stored(f"{node.name}/select", weight, self.smallest)
+            inputs = self.unscaled(node, before.input, select, np.ones(len(weight), np.float32))
+            self.node("QLinearConv", node.name, inputs, node.output, strides=before.stride)
+            return
+        top, left, bottom, right = node.padding
+        pads = np.array([0, node.channels[0], top, left, 0, node.channels[1], bottom, right], np.int64)
+        zero = self.zero_point(self.graph.tensors[node.output].dtype)
+        self.node("Pad", node.name, [node.input, self.constant(f"{node.name}/pads", pads), zero], node.output)
+
+    def unscaled(self, node: g.Node, source: str, weight: str, factor: NDArray[np.float32]) -> list[str]:
+        """Inputs of a convolution without bias whose requantization factor is exactly `factor`."""
+        one = self.constant("float/1", np.float32(1))
+        points = [self.zero_point(self.graph.tensors[name].dtype) for name in (source, node.output)]
+        return [source, one, points[0], weight, *self.weight_quantization(node, factor), one, points[1]]
+
+    def emit(self, op: str, node: g.Node, inputs: list[str], output: str | None = None, **attributes: Any) -> None:
+        """An operation that saturates at uint8, then the `Clip` of its type where that is narrower."""
+        dtype, output = self.graph.tensors[node.output].dtype, output or node.output
+        if (dtype.qmin, dtype.qmax) == (-zero_point_of(dtype), 255 - zero_point_of(dtype)):
+            self.node(op, node.name, inputs, output, **attributes)
+        else:
+            wide = self.node(op, node.name, inputs, **attributes)
+            self.clip(f"{node.name}/clip", wide, output, dtype.qmin, dtype.qmax, zero_point_of(dtype))
+
+    def clip(self, name: str, source: str, output: str, low: int, high: int, zero_point: int | None = None) -> None:
+        zero_point = zero_point_of(self.graph.tensors[output].dtype) if zero_point is None else zero_point
+        limits = [min(max(q + zero_point, 0), 255) for q in (low, high)]
+        self.node("Clip", name, [source, *(self.constant(f"uint8/{q}", np.uint8(q)) for q in limits)], output)
+
+    def weight(self, node: g.Conv | g.Linear, values: NDArray[np.int8]) -> str:
+        bits = max(node.weight_type.storage_bits, self.min_storage_bits)
+        self.smallest = min(self.smallest, bits)
+        return self.stored(f"{node.name}/weight", values, bits)
+
+    def stored(self, name: str, values: NDArray[np.int8], bits: int) -> str:
+        """int8 values, in the file as ONNX INT2, INT4 or INT8."""
+        if bits == max(STORAGE):
+            return self.constant(name, values)
+        stored = self.constant(f"{name}/stored", values.astype(helper.tensor_dtype_to_np_dtype(STORAGE[bits])))
+        return self.node("Cast", f"{name}/cast", [stored], name, to=TensorProto.INT8)
+
+    def weight_quantization(self, node: g.Node, scale: NDArray[np.float32]) -> list[str]:
+        # Not shared between nodes: the runtime's rewriting for CPUs without VNNI would fail. A Gemm wants one per scale.
+        values = np.zeros(len(scale) if isinstance(node, g.Linear) else (), np.int8)
+        zero_point = self.constant(f"{node.name}/weight_zero_point", values)
+        return [self.constant(f"{node.name}/weight_scale", scale), zero_point]
+
+    def quantized(self, tensor: str) -> list[str]:
+        """A tensor with its scale and zero point: the three inputs that QLinear operations expect."""
+        scale = np.float32(self.graph.tensors[tensor].scale or 0)
+        return [tensor, self.constant(f"{tensor}/scale", scale), self.zero_point(self.graph.tensors[tensor].dtype)]
+
+    def zero_point(self, dtype: IntType) -> str:
+        value = zero_point_of(dtype)
+        return self.constant(f"uint8/{value}", np.uint8(value))
+
+    def constant(self, name: str, values: Any) -> str:
+        if name not in self.initializers:
+            array = np.asarray(values)
+            self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+        return name
+
+    def node(self, op: str, name: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
+        output = output or f"{name}/{op}"
+        self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
+        return output
+
+
+def zero_point_of(dtype: IntType) -> int:
+    """What the file's uint8 value exceeds the integer by."""
+    return 128 if dtype.signed else 0
