@@ -262,7 +262,8 @@ class IntegerGraph:
         if input_scale is None or output_scale is None:
             raise InputError(f"{node.name}: its input and output need a scale")
         count = np.float32(node.kernel[0] * node.kernel[1])
-        return np.float32(np.float32(input_scale) / np.float32(count * np.float32(output_scale)))
+        factor: np.float32 = np.float32(input_scale) / np.float32(count * np.float32(output_scale))
+        return factor
 
     def add_ratios(self, node: Add) -> tuple[float, float]:
         """The exact powers of two by which the integers of both addends are multiplied."""

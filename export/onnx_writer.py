@@ -228,7 +228,7 @@ class _Writer:
         return self.node("Cast", f"{name}/cast", [stored], name, to=TensorProto.INT8)
 
     def weight_quantization(self, node: g.Node, scale: NDArray[np.float32]) -> list[str]:
-        # Not shared between nodes: the runtime's rewriting for CPUs without VNNI would fail. A Gemm wants one per scale.
+        # Not shared: the runtime's rewriting for CPUs without VNNI would fail. A Gemm wants one for each scale.
         values = np.zeros(len(scale) if isinstance(node, g.Linear) else (), np.int8)
         zero_point = self.constant(f"{node.name}/weight_zero_point", values)
         return [self.constant(f"{node.name}/weight_scale", scale), zero_point]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.backends import cudnn
 from torch.nn import functional
+from torch.nn.grad import conv2d_input
 
 from edgeguard import graph as g
 from edgeguard.errors import InputError
@@ -31,7 +32,7 @@ class Straight(torch.autograd.Function):
         return before.clamp(*step.limits)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         low, high = ctx.step.limits
         # One pass: zero where the integers lie outside the limits, which are themselves inside.
@@ -48,7 +49,7 @@ class Rounding(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-            return Straight.apply(self, *inputs)  # type: ignore[no-any-return, no-untyped-call]
+            return Straight.apply(self, *inputs)  # type: ignore[no-any-return]
         return self.integers(*inputs).clamp_(*self.limits)
 
     def integers(self, *inputs: Tensor) -> Tensor:
@@ -193,7 +194,7 @@ class AveragePool(Rounding):
             return (gradient.expand(shapes[0]),)
         channels = shapes[0][1]
         window = gradient.new_ones(1, 1, *self.kernel).expand(channels, 1, *self.kernel)
-        return (nn.grad.conv2d_input(shapes[0], window, gradient, self.stride, groups=channels),)
+        return (conv2d_input(shapes[0], window, gradient, self.stride, groups=channels),)
 
 
 class Clamp(Rounding):

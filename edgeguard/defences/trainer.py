@@ -60,7 +60,7 @@ class Trainer:
         scales = [group.log_scale for group in model.scales]
         weights = [p for p in model.body.parameters() if not any(p is scale for scale in scales)]
         self.weight_optimizer = torch.optim.SGD(
-            weights, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=True
+            weights, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0
         )
         self.scale_optimizer = torch.optim.Adam(scales, lr=config.scale_lr)
         self.pool: PatchPool | None = None

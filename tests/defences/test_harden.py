@@ -1,0 +1,220 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from edgeguard.defences.config import HardenConfig, PatchTraining, preset
+from edgeguard.defences.harden import HardenJob, choose_device, config_to_json, harden, job_from_json, resume
+from edgeguard.errors import InputError, MissingDependency
+from edgeguard.patch import Patch
+from edgeguard.quant.width import parse_widths
+from edgeguard.run import CHECKPOINT, Run
+
+ARGUMENTS = [
+    "--model", "resnet8", "--data", "digits", "--image-size", "16", "--bits", "8,2", "--epochs", "3", "--batch-size", "128",
+    "--patch-sizes", "3,4", "--pretrain-epochs", "1", "--eval-limit", "60", "--threads", "1", "--calibration-images", "32",
+]  # fmt: skip
+
+
+class Silent:
+    def __init__(self):
+        self.epochs = []
+
+    def on_phase(self, name, total):
+        pass
+
+    def on_pretrain(self, loss):
+        pass
+
+    def on_step(self, result):
+        pass
+
+    def on_epoch(self, metrics):
+        self.epochs.append(metrics)
+
+
+def job(**changes):
+    patches = PatchTraining(sizes=(3, 4), members=1)
+    config = preset(HardenConfig("qadt-r", parse_widths("8,2"), epochs=2, batch_size=128, flip=False, patches=patches))
+    return HardenJob("resnet8", "digits", config, image_size=16, pretrain_epochs=1, calibration_images=32,
+                     eval_limit=60, **changes)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    listener = Silent()
+    run = harden(job(), tmp_path_factory.mktemp("run") / "run", listener, "edgeguard harden")
+    return run, listener
+
+
+def test_a_run_holds_what_is_needed_to_judge_and_repeat_it(finished):
+    run, listener = finished
+    assert run.config["command"] == "edgeguard harden"
+    assert {"torch", "brevitas", "numpy", "python", "edgeguard"} <= run.config["versions"].keys()
+    assert job_from_json(run) == job()
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == listener.epochs
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[-1]["widths"].keys() == {"8", "2"}
+    assert lines[-1]["widths"]["2"]["asr"].keys() == {"3x3", "4x4"}
+    patches = [Patch.load(path) for path in sorted((run.path / "patches").iterdir())]
+    assert [patch.size for patch in patches] == [(3, 3), (4, 4)]
+
+
+def test_the_checkpoint_gives_back_the_model(finished):
+    run, _ = finished
+    model = run.load_model()
+    assert not model.training
+    stored = load_file(run.checkpoint)
+    assert torch.equal(stored["model.body.conv1.weight"], model.body.get_submodule("conv1").weight)
+    with torch.no_grad():
+        assert torch.isfinite(model(torch.zeros(1, 3, 16, 16))).all()
+
+
+def test_nothing_is_overwritten(finished):
+    run, _ = finished
+    with pytest.raises(InputError, match="exists already"):
+        harden(job(), run.path, Silent())
+
+
+def test_resuming_a_finished_run_changes_nothing(finished):
+    run, _ = finished
+    before = run.checkpoint.read_bytes()
+    resume(run.path, Silent())
+    assert run.checkpoint.read_bytes() == before
+
+
+def corrupt(run: Run, tmp_path: Path, change) -> Run:
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for name in ("config.json", CHECKPOINT):
+        (folder / name).write_bytes((run.path / name).read_bytes())
+    change(folder)
+    return Run.load(folder)
+
+
+def test_damaged_checkpoints_are_one_sentence(finished, tmp_path):
+    run, _ = finished
+    stored = load_file(run.checkpoint)
+
+    def rewrite(**tensors):
+        return lambda folder: save_file({**stored, **tensors}, folder / CHECKPOINT, {"edgeguard": "{}"})
+
+    nan = stored["model.body.conv1.weight"].clone()
+    nan[0] = float("nan")
+    cases = {
+        "truncated or not a checkpoint": lambda folder: (folder / CHECKPOINT).write_bytes(run.checkpoint.read_bytes()[:999]),
+        "does not exist": lambda folder: (folder / CHECKPOINT).unlink(),
+        "conv1.weight holds NaN": rewrite(**{"model.body.conv1.weight": nan}),
+        "another architecture.*conv1.weight": rewrite(**{"model.body.conv1.weight": nan[:3]}),
+        "another architecture.*surplus": rewrite(**{"model.surplus": nan}),
+    }
+    for number, (message, change) in enumerate(cases.items()):
+        (tmp_path / str(number)).mkdir()
+        with pytest.raises(InputError, match=message):
+            corrupt(run, tmp_path / str(number), change).load_model()
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(InputError, match="is not a run"):
+        Run.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"schema": "edgeguard.run/99"}')
+    with pytest.raises(InputError, match="not of schema"):
+        Run.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"schema": "edgeguard.run/1"}')
+    with pytest.raises(InputError, match="'model' is missing"):
+        Run.load(tmp_path)
+
+
+def test_impossible_jobs_leave_nothing_behind(tmp_path):
+    import dataclasses
+
+    base = job()
+    large = dataclasses.replace(base.config, patches=PatchTraining(sizes=(40,)))
+    big = dataclasses.replace(base.config, batch_size=100_000)
+    for broken, message in [
+        (dataclasses.replace(base, config=large), "patch of 40x40 pixels is larger than the image, 16x16"),
+        (dataclasses.replace(base, config=big), "fewer than one batch"),
+        (dataclasses.replace(base, data="npz:missing.npz"), "missing.npz does not exist"),
+        (dataclasses.replace(base, model="resnet7"), "resnet7"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            harden(broken, tmp_path / "out", Silent())
+        assert not list(tmp_path.iterdir())
+
+
+def test_devices():
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(InputError, match="unknown device 'tpu9'"):
+        choose_device("tpu9")
+    if not torch.cuda.is_available():
+        assert choose_device("auto") == torch.device("cpu")
+        with pytest.raises(MissingDependency, match="cuda is not available"):
+            choose_device("cuda")
+
+
+def test_the_configuration_survives_json():
+    document = json.loads(json.dumps(config_to_json(job(weights=Path("w.safetensors")))))
+    assert document["weights"] == "w.safetensors"
+    assert document["config"]["widths"] == ["8", "2"]
+
+
+def start(out: Path) -> "subprocess.Popen[bytes]":
+    code = "from edgeguard.cli import main; main()"
+    command = [sys.executable, "-c", code, "harden", *ARGUMENTS, "--out", str(out)]
+    return subprocess.Popen(command, cwd=out.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def checkpoint_step(out: Path) -> int:
+    try:
+        return int(Run.load(out).read_checkpoint()[1]["step"])
+    except InputError:
+        return -1
+
+
+@pytest.mark.slow
+def test_sigkill_in_mid_epoch_and_resume_give_the_same_bytes(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = start(whole)
+    victim = start(killed)
+    deadline = time.monotonic() + 300
+    while checkpoint_step(killed) < 11 and time.monotonic() < deadline:  # 11 steps are one epoch
+        time.sleep(0.05)
+    time.sleep(0.3)
+    os.kill(victim.pid, signal.SIGKILL)
+    assert victim.wait() == -signal.SIGKILL
+    assert 11 <= checkpoint_step(killed) < 33
+    assert process.wait() == 0
+    code = "from edgeguard.cli import main; main()"
+    command = [sys.executable, "-c", code, "harden", "--resume", str(killed), "--threads", "1"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    assert (killed / CHECKPOINT).read_bytes() == (whole / CHECKPOINT).read_bytes()
+    assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert np.array_equal(
+        *(np.load(next((run / "patches").glob("3x3-0.npz")))["pixels"] for run in (whole, killed))
+    )
+
+
+@pytest.mark.slow
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_continue(tmp_path):
+    out = tmp_path / "run"
+    code = "from edgeguard.cli import main; main()"
+    command = [sys.executable, "-c", code, "harden", *ARGUMENTS, "--epochs", "500", "--out", str(out)]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while checkpoint_step(out) < 11 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert f"edgeguard harden --resume {out}" in errors
+    assert "Traceback" not in errors
+    assert checkpoint_step(out) >= 11
