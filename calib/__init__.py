@@ -60,10 +60,8 @@ def calibrate(
         model.train(training)
     seen = dict(zip(quantizers, observers, strict=True))
     for index, width in enumerate(model.control.widths):
-        for module in model.scales:
-            if isinstance(module, ScaleGroup):
-                members = {q: seen[q] for q in model.members(module)}
-                _set_group(module, members, width, index, estimator)
+        for group in model.groups():
+            _set_group(group, {q: seen[q] for q in model.members(group)}, width, index, estimator)
 
 
 def _set_group(

@@ -75,7 +75,8 @@ def mse(observer: Observer, dtype: IntType) -> float:
     values = observer.values()
     full = minmax(observer, dtype)
     candidates = [full * 2.0 ** (-step / 16.0) for step in range(CANDIDATES)]
-    return min(candidates, key=lambda scale: squared_error(values, scale, dtype))
+    best: float = min(candidates, key=lambda scale: squared_error(values, scale, dtype))
+    return best
 
 
 ESTIMATORS: Mapping[str, Estimator] = {"minmax": minmax, "percentile": percentile, "mse": mse}

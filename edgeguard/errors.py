@@ -40,7 +40,7 @@ class EngineError(EdgeGuardError):
     exit_code = 3
 
 
-class MissingDependency(EdgeGuardError):
+class MissingDependency(EdgeGuardError):  # noqa: N818
     """A package, a runtime or a device is missing."""
 
     exit_code = 3

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
+import struct
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgeguard.errors import InputError
 
@@ -60,6 +67,54 @@ def read_json(path: Path, limit: int = 64 << 20) -> Any:
         raise InputError(f"cannot read {path}: {exc.strerror or exc}") from exc
     except (ValueError, RecursionError) as exc:
         raise InputError(f"{path} is not valid JSON: {exc}") from exc
+
+
+def read_npz(path: Path, limit: int) -> dict[str, NDArray[Any]]:
+    """Read every array of an npz file. Nothing is unpickled, and all sizes are checked before anything is allocated.
+
+    Args:
+        limit: the most bytes that all arrays may take together.
+
+    Raises:
+        InputError: missing, truncated, too large, pickled, or not an npz file at all.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > limit:
+                raise InputError(f"{path}: unpacks to more than {limit} bytes")
+            for member in members:
+                _check_member(archive, member, path)
+            return {member.filename.removesuffix(".npy"): _read_member(archive, member) for member in members}
+    except FileNotFoundError as exc:
+        raise InputError(f"{path} does not exist") from exc
+    except (
+        OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError, MemoryError, RuntimeError, OverflowError,
+        zipfile.BadZipFile, zlib.error, struct.error,
+    ) as exc:  # fmt: skip
+        raise InputError(f"{path} is not a readable npz file: {exc}") from exc
+
+
+def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
+    """Hold the array that a member's header declares against the bytes that the member has."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise InputError(f"{path}: {member.filename!r} is compressed in an unexpected way")
+    with archive.open(member) as handle:
+        version = np.lib.format.read_magic(handle)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            raise InputError(f"{path}: {member.filename!r} is of npy version {version}; expected 1.0 or 2.0")
+        shape, _, dtype = readers[version](handle)
+        if dtype.hasobject:
+            raise InputError(f"{path}: {member.filename!r} holds pickled objects; only plain arrays are read")
+        if math.prod(shape) * dtype.itemsize != member.file_size - handle.tell():
+            raise InputError(f"{path}: {member.filename!r} declares {shape} {dtype}, which is not what it holds")
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    with archive.open(member) as handle:
+        array: NDArray[Any] = np.lib.format.read_array(handle, allow_pickle=False)
+    return array
 
 
 def sha256(path: Path) -> str:

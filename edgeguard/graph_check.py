@@ -41,8 +41,11 @@ def validate(graph: IntegerGraph) -> None:
         except (InputError, KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError) as exc:
             raise InputError(f"integer graph, node {node.name!r} ({type(node).__name__}): {exc}") from exc
         known.add(node.output)
-    if known != {*graph.tensors, graph.output}:
-        raise InputError(f"no node writes the tensors {sorted(graph.tensors.keys() - known)}")
+    read = {name for node in graph.nodes for name in g.node_inputs(node)}
+    if idle := {*graph.tensors, *known} - (known & read) - {graph.output}:
+        raise InputError(f"the tensors {sorted(idle)} are never written or never read")
+    if len({node.name for node in graph.nodes}) < len(graph.nodes):
+        raise InputError("two nodes of an integer graph have the same name")
 
 
 def _check_node(graph: IntegerGraph, node: Node, known: set[str]) -> None:
@@ -98,8 +101,6 @@ def output_shape(node: Node, inputs: list[Tensor]) -> Shape:
     if isinstance(node, g.Pad):
         channels, height, width = shape
         top, left, bottom, right = node.padding
-        if min(*node.padding, *node.channels) < 0:
-            raise InputError("padding cannot be negative")
         return channels + sum(node.channels), height + top + bottom, width + left + right
     if isinstance(node, g.Add) and inputs[1].shape != shape:
         raise InputError(f"cannot add {shape} and {inputs[1].shape}")
@@ -118,10 +119,13 @@ def _check_fields(node: Node) -> None:
     for field in fields(node):
         value = getattr(node, field.name)
         length = LENGTHS.get(field.name)
-        if length and (len(value) != length or any(type(item) is not int for item in value)):
-            raise InputError(f"its {field.name} must be {length} integers, got {value!r}")
+        if length and (len(value) != length or any(type(item) is not int or item < 0 for item in value)):
+            raise InputError(f"its {field.name} must be {length} integers, none negative, got {value!r}")
         if field.name in ("groups", "low", "high") and type(value) is not int:
             raise InputError(f"its {field.name} must be an integer, got {value!r}")
+        names = value if field.name == "inputs" else (value,) if field.name in ("name", "output", "other") else ()
+        if any(type(name) is not str or not name for name in names):
+            raise InputError(f"its {field.name} must be text, got {value!r}")
 
 
 def _check_types(graph: IntegerGraph, node: Node, inputs: list[Tensor], output: Tensor) -> None:

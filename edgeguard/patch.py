@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +30,7 @@ class Patch:
         if self.pixels.dtype != np.uint8 or self.pixels.ndim != 3 or self.pixels.shape[0] != 3:
             raise InputError(f"patch pixels must be (3, h, w) uint8, got {self.pixels.shape} {self.pixels.dtype}")
         if self.mask.dtype != np.bool_ or self.mask.shape != self.pixels.shape[1:] or not self.mask.any():
-            raise InputError(f"a patch of {self.pixels.shape[1:]} needs a boolean mask of that shape that covers something")
+            raise InputError(f"a {self.pixels.shape[1:]} patch needs a boolean mask of that shape, not all False")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -51,18 +50,14 @@ class Patch:
         Raises:
             InputError: missing, truncated, larger than `limit` bytes unpacked, or not a patch.
         """
+        arrays = files.read_npz(path, limit)
+        pixels = arrays.get("pixels")
+        if pixels is None:
+            raise InputError(f"{path} is not a patch file: it has no array 'pixels'")
         try:
-            with zipfile.ZipFile(path) as archive:
-                if sum(member.file_size for member in archive.infolist()) > limit:
-                    raise InputError(f"{path}: unpacks to more than {limit} bytes")
-            with np.load(path, allow_pickle=False) as data:
-                pixels = data["pixels"]
-                mask = data["mask"] if "mask" in data.files else np.ones(pixels.shape[1:], bool)
-            return Patch(pixels, mask)
-        except FileNotFoundError as exc:
-            raise InputError(f"{path} does not exist") from exc
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as exc:
-            raise InputError(f"{path} is not a readable patch file: {exc}") from exc
+            return Patch(pixels, arrays.get("mask", np.ones(pixels.shape[1:], bool)))
+        except InputError as exc:
+            raise InputError(f"{path}: {exc}") from exc
 
 
 def square(pixels: NDArray[np.uint8]) -> Patch:
@@ -95,7 +90,7 @@ def apply_patch(images: Array, pixels: Array, mask: NDArray[np.bool_], positions
     limit = np.array([images.shape[2] - height, images.shape[3] - width])
     if positions.shape != (images.shape[0], 2) or (positions < 0).any() or (positions > limit).any():
         raise InputError(f"positions must be ({images.shape[0]}, 2), between 0 and {limit.tolist()}")
-    patched = images.copy() if isinstance(images, np.ndarray) else images.clone()
+    patched: Array = images.copy() if isinstance(images, np.ndarray) else images.clone()
     image, row, column = window_index(mask, positions)
     inside_row, inside_column = np.nonzero(mask)
     if pixels.ndim == 3:

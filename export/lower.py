@@ -146,7 +146,7 @@ class _Lowering:
         source = self._input(head)
         size = _pair(source.shape[1:])
         if isinstance(layer, nn.AdaptiveAvgPool2d):
-            wanted = layer.output_size
+            wanted: Any = layer.output_size
             rows, columns = (wanted, wanted) if isinstance(wanted, int) else (wanted[0] or size[0], wanted[1] or size[1])
             if size[0] % rows or size[1] % columns:
                 raise ExportError(f"layer {name!r}: pooling {size} to {(rows, columns)} needs windows of unequal size")
@@ -255,12 +255,10 @@ def _function(node: fx.Node) -> Any:
 
 def _padding(node: fx.Node, module: nn.Module | None, name: str) -> tuple[g.Pair, g.Padding]:
     """Channel padding and (top, left, bottom, right) of a pad module or call; only zeros have an integer form."""
+    arguments: dict[str, Any] = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | dict(node.kwargs)
     if module is not None:
-        amounts, value = tuple(module.padding), getattr(module, "value", 0.0)  # type: ignore[arg-type]
-        mode = "constant"
-    else:
-        arguments = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | dict(node.kwargs)
-        amounts, mode, value = tuple(arguments["pad"]), arguments.get("mode", "constant"), arguments.get("value") or 0.0  # type: ignore[arg-type]
+        arguments = {"pad": module.padding, "value": getattr(module, "value", 0.0)}
+    amounts, mode, value = tuple(arguments["pad"]), arguments.get("mode", "constant"), arguments.get("value") or 0.0
     if mode != "constant" or value != 0.0 or len(amounts) > 6:
         raise ExportError(f"layer {name!r}: only padding with zeros has an integer form")
     left, right, top, bottom, before, after = (*(int(a) for a in amounts), *[0] * (6 - len(amounts)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.backends import cudnn
 from torch.nn import functional
-from torch.nn.grad import conv2d_input
 
 from edgeguard import graph as g
 from edgeguard.errors import InputError
@@ -35,6 +35,8 @@ class Straight(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         low, high = ctx.step.limits
+        if gradient.ndim == 4:  # one layout throughout: mixed ones are slow
+            gradient = gradient.contiguous(memory_format=torch.channels_last)
         # One pass: zero where the integers lie outside the limits, which are themselves inside.
         inside = torch.ops.aten.hardtanh_backward(gradient, ctx.saved_tensors[0], low - 0.5, high + 0.5)
         return (None, *ctx.step.gradients(inside, ctx.shapes))
@@ -147,13 +149,7 @@ class Product(Rounding):
         left, right, top, bottom = (0, 0, 0, 0) if self.symmetric else self.border
         batch, channels, height, width = shapes[0]
         size = (batch, channels, height + top + bottom, width + left + right)
-        with ExitStack() as stack:
-            if gradient.is_cuda:  # pragma: no cover
-                stack.enter_context(cudnn.flags(enabled=True, benchmark=False, deterministic=True))
-            back = torch.ops.aten.convolution_backward(
-                gradient, gradient.new_empty(1).expand(size), self.backward_weight, None,
-                stride, padding, dilation, False, (0, 0), groups, (True, False, False),
-            )[0]  # fmt: skip
+        back = input_gradient(gradient, size, self.backward_weight, stride, padding, dilation, groups)
         return (back[:, :, top : top + height, left : left + width],)
 
 
@@ -194,7 +190,7 @@ class AveragePool(Rounding):
             return (gradient.expand(shapes[0]),)
         channels = shapes[0][1]
         window = gradient.new_ones(1, 1, *self.kernel).expand(channels, 1, *self.kernel)
-        return (conv2d_input(shapes[0], window, gradient, self.stride, groups=channels),)
+        return (input_gradient(gradient, shapes[0], window, self.stride, (0, 0), (1, 1), channels),)
 
 
 class Clamp(Rounding):
@@ -258,6 +254,21 @@ def step_of(graph: IntegerGraph, node: g.Node) -> nn.Module:
     if isinstance(node, g.Clamp):
         return Clamp(graph, node)
     return Dequantize(node) if isinstance(node, g.Dequantize) else Move(node)
+
+
+def input_gradient(
+    gradient: Tensor, size: Sequence[int], weight: Tensor,
+    stride: g.Pair, padding: g.Pair, dilation: g.Pair, groups: int,
+) -> Tensor:  # fmt: skip
+    """Gradient of a convolution with regard to its input of shape `size`, by deterministic kernels."""
+    with ExitStack() as stack:
+        if gradient.is_cuda:  # pragma: no cover
+            stack.enter_context(cudnn.flags(enabled=True, benchmark=False, deterministic=True))
+        placeholder = gradient.new_empty(1).expand(size)  # only its shape is read
+        result: Tensor = torch.ops.aten.convolution_backward(
+            gradient, placeholder, weight, None, stride, padding, dilation, False, (0, 0), groups, (True, False, False)
+        )[0]
+        return result
 
 
 def exact_slices(node: g.Conv | g.Linear, input_type: IntType) -> list[slice]:

@@ -9,6 +9,10 @@ Each step draws a width, a batch of images that this width classifies correctly 
 the patch along the sign of its accumulated gradient (momentum: Dong et al. 2018, arXiv:1710.06081). The patch is kept
 in float32 between steps, but every gradient is taken at whole grey levels: what is optimized is what is deployed.
 
+Where a search ends depends on where it starts far more than on how long it lasts, so several random starts race: in
+each round every start takes a few steps, all are scored on the same images and places, and the best third goes on
+(successive halving: Jamieson & Talwalkar 2016, arXiv:1502.07943). The steps of all starts count as the attack's steps.
+
 Craft on images that the result is not judged on; nothing in here knows which those are, and nothing in here is a
 result: `Crafted.selection` only chose among restarts.
 """
@@ -31,18 +35,23 @@ from edgeguard.patch import Patch, apply_patch, check_fits, random_positions, sq
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
-SCORED_PLACES = 2
-"""Places per image when a restart is scored."""
+KEPT = 3
+"""One start in so many survives a round of the race."""
+SHORTEST = 5
+"""Steps a start takes at least before it is judged."""
+RACE_IMAGES = 400
+"""Images on which the starts of a race are compared; restarts are compared on all."""
 
 
 @dataclass(frozen=True)
 class AQAPA:
     """How to craft.
 
-    patch_size: side length in pixels. steps: of each restart. batch_size: images of a step.
+    patch_size: side length in pixels. steps: of one search, its race included. batch_size: images of a step.
+    starts: random starts that race. race: share of the steps spent on the race.
     step_size, final_step_size: in grey levels, falling along half a cosine. momentum: share of the accumulated gradient
     kept from step to step. loss: a name in `losses.LOSSES`. target: a class to reach; None is untargeted.
-    restarts: independent random starts, of which the best on the crafting images is returned.
+    restarts: independent searches, of which the best on the crafting images is returned.
     width_rate: how sharply the distribution over widths prefers those with little success; 0 is uniform.
     width_floor: probability shared equally by all widths.
     """
@@ -50,7 +59,9 @@ class AQAPA:
     patch_size: int
     steps: int = 300
     batch_size: int = 100
-    step_size: float = 8.0
+    starts: int = 8
+    race: float = 0.4
+    step_size: float = 16.0
     final_step_size: float = 1.0
     momentum: float = 0.9
     loss: str = "bounded-margin"
@@ -62,7 +73,7 @@ class AQAPA:
 
     def __post_init__(self) -> None:
         get_loss(self.loss)
-        for name in ("patch_size", "steps", "batch_size", "restarts"):
+        for name in ("patch_size", "steps", "batch_size", "starts", "restarts"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.final_step_size <= self.step_size <= 255:
@@ -70,20 +81,44 @@ class AQAPA:
                 "step sizes are grey levels, 0 < final_step_size <= step_size <= 255, got "
                 f"{self.final_step_size} and {self.step_size}"
             )
-        if not (0 <= self.momentum < 1 and 0 <= self.width_floor <= 1 and 0 <= self.width_rate < math.inf):
+        if not (0 <= self.momentum < 1 and 0 <= self.race < 1):
+            raise InputError(f"expected 0 <= momentum < 1 and 0 <= race < 1, got {self.momentum} and {self.race}")
+        if not (0 <= self.width_floor <= 1 and 0 <= self.width_rate < math.inf):
             raise InputError(
-                "expected 0 <= momentum < 1, 0 <= width_floor <= 1 and width_rate >= 0, got "
-                f"{self.momentum}, {self.width_floor} and {self.width_rate}"
+                f"expected 0 <= width_floor <= 1 and width_rate >= 0, got {self.width_floor} and {self.width_rate}"
             )
         if self.seed < 0 or (self.target is not None and self.target < 0):
             raise InputError(f"seed and target cannot be negative, got {self.seed} and {self.target}")
 
+    def rounds(self) -> list[tuple[int, int]]:
+        """The race and the run of its winner: starts that take part in each round, and steps of each of them."""
+        budget = int(self.race * self.steps)
+        entrants = self.starts
+        while entrants > 1 and budget < SHORTEST * entrants * len(_survivors(entrants)):
+            entrants -= 1
+        field = _survivors(entrants)
+        plan = [(alive, budget // (len(field) * alive)) for alive in field]
+        return [*plan, (1, self.steps - sum(alive * each for alive, each in plan))]
+
+
+def _survivors(entrants: int) -> list[int]:
+    """Starts in each round of a race: [8, 2] for 8; none for one start."""
+    field = []
+    while entrants > 1:
+        field.append(entrants)
+        entrants = max(1, entrants // KEPT)
+    return field
+
 
 @dataclass(frozen=True)
 class CraftStep:
-    """One step of the search. loss, success: means over its batch, before the step. width: the model drawn."""
+    """One step of one start. loss, success: means over its batch, before the step. width: the model drawn.
+
+    step: counted over all starts of a restart, from 0.
+    """
 
     restart: int
+    start: int
     step: int
     width: str
     loss: float
@@ -126,18 +161,17 @@ def craft(
     """
     search = _Search(config, models, images, labels, device)
     history: list[CraftStep] = []
-    best, selection = None, []
+    found: list[Images] = []
     for restart in range(config.restarts):
         for step in search.run(restart):
             history.append(step)
             if progress is not None:
                 progress(step)
-        pixels = search.projected()
-        selection.append(search.score(pixels) if config.restarts > 1 else math.nan)
-        if best is None or selection[-1] > max(selection[:-1]):
-            best = pixels
-    assert best is not None  # restarts >= 1
-    return Crafted(square(best), tuple(history), tuple(selection) if config.restarts > 1 else ())
+        found.append(search.winner.projected())
+    if config.restarts == 1:
+        return Crafted(square(found[0]), tuple(history), ())
+    selection = [search.score(pixels) for pixels in found]
+    return Crafted(square(found[int(np.argmax(selection))]), tuple(history), tuple(selection))
 
 
 class WidthChooser:
@@ -168,8 +202,30 @@ class WidthChooser:
         self._success[index] += (1 - self.MEMORY) * (success - self._success[index])
 
 
+class _Start:
+    """One random start of a race and how far it has come."""
+
+    def __init__(self, config: AQAPA, names: list[str], restart: int, number: int, device: str) -> None:
+        self.number, self.taken = number, 0
+        self.rng = np.random.default_rng([config.seed, restart, number])
+        pixels = self.rng.integers(0, 256, (3, config.patch_size, config.patch_size)).astype(np.float32)
+        self.patch = torch.from_numpy(pixels).to(device)
+        self.velocity = torch.zeros_like(self.patch)
+        self.chooser = WidthChooser(names, config.width_rate, config.width_floor)
+
+    def move(self, gradient: torch.Tensor, step_size: float, momentum: float) -> None:
+        self.velocity = momentum * self.velocity + gradient / gradient.abs().mean().clamp_min(1e-30)
+        self.patch = (self.patch + step_size * self.velocity.sign()).clamp(0, 255)
+        self.taken += 1
+
+    def projected(self) -> Images:
+        """The patch in uint8."""
+        pixels: Images = self.patch.round().to(torch.uint8).cpu().numpy()
+        return pixels
+
+
 class _Search:
-    """The state of one `craft`: the models, the images each of them can lose, and the patch."""
+    """What all starts of a `craft` share: the models, and the images that each of them can lose."""
 
     def __init__(
         self, config: AQAPA, models: Mapping[str, Differentiable], images: Images, labels: Labels, device: str
@@ -186,54 +242,52 @@ class _Search:
         self._loss = get_loss(config.loss)
         self._mask = np.ones((size, size), bool)
         self._eligible = {name: self._attackable(name) for name in self._models}
-        self._patch = torch.empty(0)
 
     def run(self, restart: int) -> Iterator[CraftStep]:
-        """One search from a random start; afterwards the patch is in `projected`."""
+        """One race and the run of its winner; afterwards `winner` holds the patch."""
         config = self._config
-        rng = np.random.default_rng([config.seed, restart])
-        size = config.patch_size
-        self._patch = torch.from_numpy(rng.integers(0, 256, (3, size, size)).astype(np.float32)).to(self._device)
-        velocity = torch.zeros_like(self._patch)
-        chooser = WidthChooser(list(self._models), config.width_rate, config.width_floor)
-        for step in range(config.steps):
-            name = chooser.draw(rng)
-            gradient, loss, success = self._gradient(name, rng)
-            velocity = config.momentum * velocity + gradient / gradient.abs().mean().clamp_min(1e-30)
-            self._patch = (self._patch + self._step_size(step) * velocity.sign()).clamp(0, 255)
-            chooser.update(name, success)
-            yield CraftStep(restart, step, name, loss, success)
+        rounds = config.rounds()
+        path = sum(each for _, each in rounds)
+        starts = [_Start(config, list(self._models), restart, k, self._device) for k in range(rounds[0][0])]
+        taken = 0
+        for alive, each in rounds:
+            if alive < len(starts):
+                starts.sort(key=lambda start: -self.score(start.projected(), RACE_IMAGES))
+                starts = starts[:alive]
+            for start in starts:
+                for _ in range(each):
+                    name = start.chooser.draw(start.rng)
+                    gradient, loss, success = self._gradient(name, start)
+                    start.move(gradient, self._step_size(start.taken / path), config.momentum)
+                    start.chooser.update(name, success)
+                    yield CraftStep(restart, start.number, taken, name, loss, success)
+                    taken += 1
+        self.winner = starts[0]
 
-    def projected(self) -> Images:
-        """The patch in uint8."""
-        pixels: Images = self._patch.round().to(torch.uint8).cpu().numpy()
-        return pixels
-
-    def score(self, pixels: Images) -> float:
-        """Lowest success over widths of a projected patch on the crafting images, at random places."""
+    def score(self, pixels: Images, limit: int | None = None) -> float:
+        """Lowest success over widths of a projected patch, on at most `limit` crafting images at the same places."""
         lowest = 1.0
         patch = torch.from_numpy(pixels.astype(np.float32)).to(self._device)
         for name, eligible in self._eligible.items():
-            rng = np.random.default_rng([self._config.seed, 1 << 20])
-            fooled = 0.0
-            for _ in range(SCORED_PLACES):
-                for batch in _batches(eligible, self._config.batch_size):
-                    with torch.no_grad():
-                        logits = self._models[name](self._patched(batch, patch, rng))
-                    fooled += float(self._fooled(logits, batch).sum())
-            lowest = min(lowest, fooled / (SCORED_PLACES * len(eligible)))
+            rng = np.random.default_rng(self._config.seed)
+            chosen, fooled = rng.permutation(eligible)[:limit], 0.0
+            for batch in _batches(chosen, self._config.batch_size):
+                with torch.no_grad():
+                    logits = self._models[name](self._patched(batch, patch, rng))
+                fooled += float(self._fooled(logits, batch).sum())
+            lowest = min(lowest, fooled / len(chosen))
         return lowest
 
-    def _step_size(self, step: int) -> float:
+    def _step_size(self, progress: float) -> float:
         first, last = self._config.step_size, self._config.final_step_size
-        return last + (first - last) * 0.5 * (1 + math.cos(math.pi * step / self._config.steps))
+        return last + (first - last) * 0.5 * (1 + math.cos(math.pi * progress))
 
-    def _gradient(self, name: str, rng: np.random.Generator) -> tuple[torch.Tensor, float, float]:
+    def _gradient(self, name: str, start: _Start) -> tuple[torch.Tensor, float, float]:
         """Gradient (3, s, s), mean loss and share of success of one batch."""
         eligible = self._eligible[name]
-        batch = rng.choice(eligible, min(self._config.batch_size, len(eligible)), replace=False)
-        leaf = self._patch.round().requires_grad_()
-        logits = self._models[name](self._patched(batch, leaf, rng))
+        batch = start.rng.choice(eligible, min(self._config.batch_size, len(eligible)), replace=False)
+        leaf = start.patch.round().requires_grad_()
+        logits = self._models[name](self._patched(batch, leaf, start.rng))
         labels = torch.from_numpy(self._labels[batch]).to(self._device)
         loss = self._loss(logits, labels, self._config.target).mean()
         (gradient,) = torch.autograd.grad(loss, leaf)

@@ -11,7 +11,17 @@ from rich.progress import Progress, TaskID
 
 from edgeguard import files
 from edgeguard.artifact import Artifact
-from edgeguard.cli.console import ConfigOption, JsonOption, OutOption, emit, integers, log, output_folder, progress_bars, write_report
+from edgeguard.cli.console import (
+    ConfigOption,
+    JsonOption,
+    OutOption,
+    emit,
+    integers,
+    log,
+    output_folder,
+    progress_bars,
+    write_report,
+)
 from edgeguard.data import Dataset, has_splits, load_dataset, load_splits
 from edgeguard.errors import InputError, require
 from edgeguard.report.summary import format_summary

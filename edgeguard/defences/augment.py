@@ -19,7 +19,7 @@ def crop_and_flip(images: NDArray[np.uint8], rng: np.random.Generator, flip: boo
     rows = rng.integers(0, 2 * pad + 1, count)[:, None] + np.arange(height)
     columns = rng.integers(0, 2 * pad + 1, count)[:, None] + np.arange(width)
     if flip:
-        mirrored = rng.random(count) < 0.5
+        mirrored: NDArray[np.bool_] = np.less(rng.random(count), 0.5)
         columns = np.where(mirrored[:, None], columns[:, ::-1], columns)
     out: NDArray[np.uint8] = padded[np.arange(count)[:, None, None, None], np.arange(3)[None, :, None, None],
                                     rows[:, None, :, None], columns[:, None, None, :]]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from edgeguard.errors import InputError
 from edgeguard.quant.width import Width
@@ -101,7 +102,7 @@ class HardenConfig:
 QADT_R_GIR = GIR(backward_noise=0.1, alignment=0.1, alignment_every=16, patch_noise=0.5)
 
 
-def preset(config: HardenConfig, gir: Mapping[str, float] | None = None) -> HardenConfig:
+def preset(config: HardenConfig, gir: Mapping[str, Any] | None = None) -> HardenConfig:
     """The parts that the configuration's method switches on; `gir` overrides single parts of the regularization.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 from edgeguard.data import Dataset
 from edgeguard.defences.augment import crop_and_flip

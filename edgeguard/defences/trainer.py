@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -50,14 +50,14 @@ class Trainer:
     """Holds everything a run needs to continue: model, optimizers, pool and counters."""
 
     def __init__(self, model: QuantizedModel, dataset: Dataset, config: HardenConfig, device: torch.device) -> None:
-        self.model = model.to(device=device, memory_format=torch.channels_last)
+        self.model = model.to(device).to(memory_format=torch.channels_last)
         self.dataset, self.config, self.device = dataset, config, device
         self.labels = torch.from_numpy(dataset.labels).to(device)
         self.steps_per_epoch = max(1, len(dataset) // config.batch_size)
         planned = self.steps_per_epoch * config.epochs
         self.total_steps = min(planned, config.max_steps) if config.max_steps else planned
         self.step_index = 0
-        scales = [group.log_scale for group in model.scales]
+        scales = [group.log_scale for group in model.groups()]
         weights = [p for p in model.body.parameters() if not any(p is scale for scale in scales)]
         self.weight_optimizer = torch.optim.SGD(
             weights, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0

@@ -12,6 +12,8 @@ from edgeguard.quant.width import WidthControl
 class SwitchableBatchNorm2d(nn.Module):
     """One `BatchNorm2d` per width, all starting as copies of the given one; the current width's is used."""
 
+    control: WidthControl
+
     def __init__(self, norm: nn.BatchNorm2d, control: WidthControl) -> None:
         super().__init__()
         self.__dict__["control"] = control

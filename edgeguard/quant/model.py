@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -63,6 +64,10 @@ class QuantizedModel(nn.Module):
         with self.control.at(width):
             yield self
 
+    def groups(self) -> list[ScaleGroup]:
+        """The learned scales, in the order of their first quantizer."""
+        return [group for group in self.scales if isinstance(group, ScaleGroup)]
+
     def activation_quantizers(self) -> dict[str, ActivationQuantizer]:
         """Activation quantizers by the name of their layer, in execution order."""
         found = {}
@@ -83,8 +88,9 @@ class QuantizedModel(nn.Module):
         for quantizer in self.activation_quantizers().values():
             quantizer.enabled = enabled
         for module in self.body.modules():
-            if hasattr(module, "weight_quant"):
-                module.weight_quant.disable_quant = not enabled
+            proxy: Any = getattr(module, "weight_quant", None)
+            if proxy is not None:
+                proxy.disable_quant = not enabled
 
 
 def activation_quantizer(layer: nn.Module) -> ActivationQuantizer | None:

@@ -56,6 +56,8 @@ class ScaleGroup(nn.Module):
 class WeightQuantizer(nn.Module):
     """Symmetric narrow-range weights with one scale per output channel, computed from the weights at every call."""
 
+    control: WidthControl
+
     def __init__(self, control: WidthControl, scheme: QuantScheme, role: str) -> None:
         super().__init__()
         self.__dict__["control"] = control
@@ -91,6 +93,9 @@ class ActivationQuantizer(nn.Module):
     """
 
     exponent: Tensor
+    control: WidthControl
+    group: ScaleGroup
+    noise: GradientNoise
 
     def __init__(
         self,
@@ -202,9 +207,10 @@ class _ActivationInjector(ExtendedInjector):  # type: ignore[misc]
 
 def quant_identity(quantizer: ActivationQuantizer) -> nn.Module:
     """A Brevitas activation layer around an own quantizer."""
-    layer: nn.Module = qnn.QuantIdentity(act_quant=_ActivationInjector.let(tensor_quant=quantizer))
+    layer = qnn.QuantIdentity(act_quant=_ActivationInjector.let(tensor_quant=quantizer))
     layer.act_quant.skip_create_quant_tensor = True
-    return layer
+    module: nn.Module = layer
+    return module
 
 
 def quant_layer(layer: nn.Conv2d | nn.Linear, quantizer: WeightQuantizer) -> nn.Module:

@@ -20,8 +20,8 @@ def test_roles_of_a_residual_net():
     model = quantized()
     roles = {name: (q.role, q.signed) for name, q in model.activation_quantizers().items()}
     assert len(roles) == 11
-    assert [role for role in roles.values()].count(("residual", True)) == 3
-    assert [role for role in roles.values()].count(("boundary", False)) == 1
+    assert list(roles.values()).count(("residual", True)) == 3
+    assert list(roles.values()).count(("boundary", False)) == 1
     layers = {n: weight_quantizer(m).role for n, m in model.body.named_modules() if weight_quantizer(m) is not None}
     assert layers["conv1"] == layers["linear"] == "boundary"
     assert set(layers.values()) == {"boundary", "inner"}

@@ -1,0 +1,161 @@
+"""ResNet-20 on CIFAR-10, QADT-R against undefended QAT: coverage, equality, accuracy and ASR of the deployed engines.
+
+Takes finished runs (the commands that make them are in `benchmarks/README.md`), exports every width, and for each engine
+
+* reads the integer MAC coverage from ONNX Runtime's optimized graph (the export's own proof),
+* compares engine, reference and twin on 1,000 test images, clean and under a random patch of noise,
+* measures accuracy on all 10,000 test images with the engine,
+* attacks it (A-QAPA, universal, engine access; crafted on training images, judged on test images).
+
+Every cell is cached as JSON below --work, so an interrupted study continues. The result is one JSON and a Markdown table.
+
+    python benchmarks/cifar10_resnet20.py --run qadt-r=RUN --run qat=RUN --work DIR --out benchmarks/results
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeguard.artifact import Artifact
+from edgeguard.cli.pipeline import export_run
+from edgeguard.data import Dataset, load_splits
+from edgeguard.defences.harden import versions
+from edgeguard.inspection import inspect_artifact
+from edgeguard.patch import apply_patch, random_positions
+from edgeguard.run import Run
+from edgeguard.targets import Engine, cpu_flags, open_engine
+from edgeguard.verify import VerifyOptions, verify
+from edgeguard.verify.statistics import wilson
+
+BATCH = 100
+
+
+def logits(engine: Engine, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(N, classes) float32, in the deployed batch."""
+    return np.concatenate([engine(images[start : start + BATCH]) for start in range(0, len(images), BATCH)])
+
+
+def equality(artifact: Artifact, test: Dataset, count: int) -> dict[str, Any]:
+    """Whether engine, reference and twin give the same logits, bit for bit, on clean and on patched images."""
+    images = test.images(np.arange(count))
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (3, 8, 8)).astype(np.uint8)
+    places = random_positions(count, (32, 32), (8, 8), rng)
+    found: dict[str, Any] = {"n": count}
+    for name, batch in (("clean", images), ("patched", apply_patch(images, pixels, np.ones((8, 8), bool), places))):
+        values = {}
+        for runtime in ("ort", "reference", "twin"):
+            with open_engine(artifact, runtime) as engine:
+                values[runtime] = logits(engine, batch)
+        same = [np.array_equal(values["ort"], values[other]) for other in ("reference", "twin")]
+        found[name] = {"reference": bool(same[0]), "twin": bool(same[1])}
+    return found
+
+
+def accuracy(artifact: Artifact, test: Dataset) -> dict[str, Any]:
+    """Of the engine, on all test images."""
+    correct = 0
+    with open_engine(artifact) as engine:
+        for start in range(0, len(test), BATCH):
+            indices = np.arange(start, min(start + BATCH, len(test)))
+            correct += int((engine(test.images(indices)).argmax(1) == test.labels[indices]).sum())
+    return {"accuracy": correct / len(test), "n": len(test), "ci95": list(wilson(correct, len(test)))}
+
+
+def cached(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The cell's JSON, computed once."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        result = compute()
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+        temporary.rename(path)
+        print(f"{path.parent.name}/{path.stem}: done", flush=True)
+    value: dict[str, Any] = json.loads(path.read_text())
+    return value
+
+
+def study(name: str, run: Run, work: Path, attacked: list[str], options: VerifyOptions) -> dict[str, Any]:
+    """Every cell of one run."""
+    train, test = load_splits(run.config["training"]["data"])
+    cells: dict[str, Any] = {"training": run.config["training"], "widths": {}, "attacks": {}, "trust": {}, "survival": {}}
+    for width in map(str, run.widths):
+        path = work / f"{name}-{width}"
+        artifact = Artifact.load(path) if path.is_dir() else export_run(run, width, "ort", path)
+        same = cached(work / name / f"equality-{width}.json", partial(equality, artifact, test, 1000))
+        right = cached(work / name / f"accuracy-{width}.json", partial(accuracy, artifact, test))
+        described = inspect_artifact(artifact.path)
+        cells["widths"][width] = {"equality": same, "accuracy": right, "coverage": described["integer_mac_coverage"],
+                                  "file_bytes": described["file_bytes"]}  # fmt: skip
+    keep = ("name", "access", "patch_size", "placement", "asr", "ci95", "robust_accuracy", "n", "twin_asr")
+    for width in attacked:
+        artifact = Artifact.load(work / f"{name}-{width}")
+        attack = partial(verify, artifact, test, options, craft_data=train, command=["benchmarks/cifar10_resnet20.py"])
+        report = cached(work / name / f"attack-{width}.json", attack)
+        cells["attacks"][width] = [{key: row[key] for key in keep} for row in report["attacks"] if row["access"] == "engine"]
+        cells["trust"][width], cells["survival"][width] = report["trust"], report["survival"]
+    return cells
+
+
+def tables(result: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    lines = ["| method | bits | integer MACs | identical, clean and patched | accuracy, n = 10,000 | file, bytes |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    for method, cells in result["runs"].items():
+        for bits, cell in cells["widths"].items():
+            same = all(cell["equality"][kind][other] for kind in ("clean", "patched") for other in ("reference", "twin"))
+            low, high = cell["accuracy"]["ci95"]
+            lines.append(
+                f"| {method} | {bits} | {cell['coverage']:.3f} | {'yes' if same else 'NO'}, n = {cell['equality']['n']:,} "
+                f"| {cell['accuracy']['accuracy']:.2%} [{low:.2%}, {high:.2%}] | {cell['file_bytes']:,} |"
+            )
+    lines += ["", "| patch | placement | bits | " + " | ".join(f"ASR {m}" for m in result["runs"]) + " |",
+              "|---|---|---|" + "---|" * len(result["runs"])]  # fmt: skip
+    rows: dict[tuple[int, str, str], dict[str, str]] = {}
+    for method, cells in result["runs"].items():
+        for bits, attacks in cells["attacks"].items():
+            for row in attacks:
+                low, high = row["ci95"]
+                text = f"{row['asr']:.1%} [{low:.1%}, {high:.1%}], n = {row['n']}"
+                rows.setdefault((row["patch_size"], row["placement"], bits), {})[method] = text
+    for (size, placement, bits), found in sorted(rows.items(), key=lambda item: (item[0][0], item[0][1], -int(item[0][2]))):
+        lines.append(f"| {size}x{size} | {placement} | {bits} | " + " | ".join(found.get(m, "") for m in result["runs"]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", action="append", required=True, metavar="NAME=FOLDER")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--attack-bits", default="8,4,2")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--attack-batch", type=int, default=100)
+    parser.add_argument("--limit", type=int, default=1000)
+    parser.add_argument("--stride", type=int, default=8)
+    args = parser.parse_args()
+    options = VerifyOptions(accesses=("engine",), patch_sizes=(6, 8), placements=("random", "worst"), stride=args.stride,
+                            steps=args.steps, attack_batch=args.attack_batch, limit=args.limit)  # fmt: skip
+    result: dict[str, Any] = {
+        "schema": "edgeguard.benchmark.cifar10/1", "versions": versions(), "cpu_flags": cpu_flags(), "runs": {},
+        "options": {"steps": args.steps, "attack_batch": args.attack_batch, "limit": args.limit, "stride": args.stride},
+        "asr": "P[engine(x_adv) != y | engine(x) = y]; 95 % Wilson intervals; worst: any place on the stride grid",
+    }  # fmt: skip
+    for name, _, folder in (entry.partition("=") for entry in args.run):
+        result["runs"][name] = study(name, Run.load(folder), args.work, args.attack_bits.split(","), options)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "cifar10_resnet20.json").write_text(json.dumps(result, indent=1) + "\n")
+    (args.out / "cifar10_resnet20.md").write_text(tables(result))
+    print(tables(result))
+
+
+if __name__ == "__main__":
+    main()
