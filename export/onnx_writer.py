@@ -236,16 +236,17 @@ class _Writer:
     def quantized(self, tensor: str) -> list[str]:
         """A tensor with its scale and zero point: the three inputs that QLinear operations expect."""
         scale = np.float32(self.graph.tensors[tensor].scale or 0)
-        return [tensor, self.constant(f"{tensor}/scale", scale), self.zero_point(self.graph.tensors[tensor].dtype)]
+        return [tensor, self.constant(f"{tensor}/activation_scale", scale), self.zero_point(self.graph.tensors[tensor].dtype)]
 
     def zero_point(self, dtype: IntType) -> str:
         value = zero_point_of(dtype)
         return self.constant(f"uint8/{value}", np.uint8(value))
 
     def constant(self, name: str, values: Any) -> str:
-        if name not in self.initializers:
-            array = np.asarray(values)
-            self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+        array = np.asarray(values)
+        tensor = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+        if self.initializers.setdefault(name, tensor) != tensor:
+            raise ExportError(f"two different constants are called {name!r}; rename the layer")
         return name
 
     def node(self, op: str, name: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:

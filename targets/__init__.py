@@ -72,7 +72,7 @@ class BaseEngine:
         if self._closed:
             raise EngineError(f"the {self.name} engine is closed")
         check_images(images, self.input_shape)
-        logits = self._logits(images)
+        logits = self._logits(np.ascontiguousarray(images))
         expected = (len(images), self.num_classes)
         if logits.shape != expected or logits.dtype != np.float32:
             raise EngineError(f"{self.name} returned {logits.shape} {logits.dtype}, expected {expected} float32 logits")

@@ -51,6 +51,9 @@ class Twin(nn.Module):
 
         Accumulators of 2**24 and more appear rounded to float32, as the next step reads them.
         """
+        unknown = set(keep) - self.graph.tensors.keys() - {self.graph.output}
+        if unknown:
+            raise InputError(f"the graph has no tensor {sorted(unknown)}")
         if images.dtype not in (torch.uint8, torch.float32) or tuple(images.shape[1:]) != self.graph.input_shape:
             raise InputError(
                 f"the twin got images {tuple(images.shape)} {images.dtype}, "
@@ -65,7 +68,7 @@ class Twin(nn.Module):
                 for name in names:
                     if self._last_use[name] == index and name not in keep:
                         values.pop(name, None)
-        return values
+        return {name: value for name, value in values.items() if name in keep or name == self.graph.output}
 
 
 class TwinEngine(BaseEngine):
