@@ -150,7 +150,7 @@ def main() -> None:
         "asr": "P[engine(x_adv) != y | engine(x) = y]; 95 % Wilson intervals; worst: any place on the stride grid",
     }  # fmt: skip
     for name, _, folder in (entry.partition("=") for entry in args.run):
-        result["runs"][name] = study(name, Run.load(folder), args.work, args.attack_bits.split(","), options)
+        result["runs"][name] = study(name, Run.load(folder), args.work, [bits for bits in args.attack_bits.split(",") if bits], options)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "cifar10_resnet20.json").write_text(json.dumps(result, indent=1) + "\n")
     (args.out / "cifar10_resnet20.md").write_text(tables(result))

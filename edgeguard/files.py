@@ -9,6 +9,7 @@ import os
 import shutil
 import struct
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -90,7 +91,7 @@ def read_npz(path: Path, limit: int) -> dict[str, NDArray[Any]]:
         raise InputError(f"{path} does not exist") from exc
     except (
         OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError, MemoryError, RuntimeError, OverflowError,
-        zipfile.BadZipFile, zlib.error, struct.error,
+        zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
     ) as exc:  # fmt: skip
         raise InputError(f"{path} is not a readable npz file: {exc}") from exc
 

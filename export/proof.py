@@ -178,6 +178,8 @@ def _layer(
     graph: IntegerGraph, node: g.Conv | g.Linear, stored: _StoredModel, kernel: str, provider: str
 ) -> dict[str, Any]:
     weight = stored.weights[node.name]
+    if weight.data_location == TensorProto.EXTERNAL:
+        raise ExportError(f"layer {node.name!r}: its weights are in another file than the model")
     if weight.data_type not in BITS:
         raise ExportError(f"layer {node.name!r}: unknown storage type {weight.data_type} of its weights")
     values = numpy_helper.to_array(weight)

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from edgeguard.attacks.bpda import Differentiable
 from edgeguard.attacks.losses import get_loss
+from edgeguard.attacks.widths import WidthChooser
 from edgeguard.errors import InputError
 from edgeguard.patch import Patch, apply_patch, check_fits, random_positions, square
 
@@ -172,34 +173,6 @@ def craft(
         return Crafted(square(found[0]), tuple(history), ())
     selection = [search.score(pixels) for pixels in found]
     return Crafted(square(found[int(np.argmax(selection))]), tuple(history), tuple(selection))
-
-
-class WidthChooser:
-    """Exponential weights over widths: `p = (1 - floor) * softmax(-rate * success) + floor / K`.
-
-    Success is a running mean of each width's batches, first seen as 0 so that every width is soon tried. In the
-    limit of small rates this is the multiplicative weights player of a zero-sum game between attack and widths.
-    Source: Freund & Schapire 1999, Games and Economic Behavior 29:79.
-    """
-
-    MEMORY = 0.8
-
-    def __init__(self, names: list[str], rate: float, floor: float) -> None:
-        self._names, self._rate, self._floor = names, rate, floor
-        self._success = np.zeros(len(names))
-
-    def probabilities(self) -> NDArray[np.float64]:
-        """(K,), summing to 1."""
-        weights = np.exp(-self._rate * (self._success - self._success.min()))
-        mixed: NDArray[np.float64] = (1 - self._floor) * weights / weights.sum() + self._floor / len(self._names)
-        return mixed
-
-    def draw(self, rng: np.random.Generator) -> str:
-        return self._names[int(rng.choice(len(self._names), p=self.probabilities()))]
-
-    def update(self, name: str, success: float) -> None:
-        index = self._names.index(name)
-        self._success[index] += (1 - self.MEMORY) * (success - self._success[index])
 
 
 class _Start:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from edgeguard.attacks.aqapa import AQAPA, Crafted, CraftStep, WidthChooser, craft
+from edgeguard.attacks.aqapa import AQAPA, Crafted, CraftStep, craft
 from edgeguard.attacks.bpda import BPDA, Differentiable
+from edgeguard.attacks.widths import WidthChooser
 from edgeguard.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -87,6 +88,48 @@ def test_the_distribution_over_widths() -> None:
     assert np.allclose(WidthChooser(["8", "4"], rate=0.0, floor=0.0).probabilities(), 0.5)
 
 
+@pytest.mark.parametrize("steps", [1, 7, 30, 60, 100, 300, 1000])
+@pytest.mark.parametrize("starts", [1, 2, 5, 8, 30])
+def test_the_race_is_part_of_the_steps(steps: int, starts: int) -> None:
+    rounds = AQAPA(6, steps=steps, starts=starts, race=0.4).rounds()
+    assert sum(alive * each for alive, each in rounds) == steps
+    assert rounds[-1][0] == 1
+    assert rounds[-1][1] >= 0.6 * steps
+    assert [alive for alive, _ in rounds] == sorted({alive for alive, _ in rounds}, reverse=True)
+    assert all(each >= 5 for _, each in rounds[:-1])
+    assert AQAPA(6, steps=steps, starts=starts, race=0.0).rounds() == [(1, steps)]
+
+
+def hills(images: torch.Tensor) -> torch.Tensor:
+    """Dark red is a low hill that a start below grey climbs, bright red a high one: only the latter fools."""
+    red = images[:, 0].amax((1, 2)) / 255
+    score = torch.maximum(0.3 - red, 3 * red - 2)
+    return torch.stack([torch.full_like(score, 0.5), score], 1)
+
+
+def test_starts_race_and_the_best_goes_on() -> None:
+    images = np.zeros((30, 3, 4, 4), np.uint8)
+    labels = np.zeros(30, np.int64)
+    reds = []
+    for starts in (1, 12):
+        config = AQAPA(1, steps=160, batch_size=10, starts=starts, step_size=4.0, loss="margin", seed=1)
+        found = craft(config, {"8": hills}, images, labels)
+        assert len({step.start for step in found.history}) == config.rounds()[0][0]
+        assert [step.step for step in found.history] == list(range(160))
+        reds.append(int(found.patch.pixels[0, 0, 0]))
+    assert reds == [0, 255]
+
+
+def test_the_best_restart_is_returned() -> None:
+    images = np.zeros((30, 3, 4, 4), np.uint8)
+    config = AQAPA(1, steps=60, batch_size=10, starts=1, step_size=4.0, loss="margin", seed=1, restarts=4)
+    found = craft(config, {"8": hills}, images, np.zeros(30, np.int64))
+    assert len(found.selection) == 4
+    assert set(found.selection) == {0.0, 1.0}
+    assert int(found.patch.pixels[0, 0, 0]) == 255
+    assert len(found.history) == 240
+
+
 def test_equal_seeds_give_equal_patches() -> None:
     def run(seed: int) -> Crafted:
         return craft(AQAPA(3, steps=5, batch_size=20, seed=seed), {"8": by_channel(1e-3, 0, 0)}, IMAGES, LABELS)
@@ -109,8 +152,9 @@ def test_only_images_that_can_be_lost_are_attacked() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"patch_size": 0}, {"steps": 0}, {"batch_size": 0}, {"restarts": 0}, {"step_size": 0.5}, {"step_size": 300.0},
-        {"momentum": 1.0}, {"width_floor": 2.0}, {"seed": -1}, {"target": -1}, {"loss": "mse"},
+        {"patch_size": 0}, {"steps": 0}, {"starts": 0}, {"race": 1.0}, {"width_rate": -1.0}, {"batch_size": 0},
+        {"restarts": 0}, {"step_size": 0.5}, {"step_size": 300.0}, {"momentum": 1.0}, {"width_floor": 2.0},
+        {"seed": -1}, {"target": -1}, {"loss": "mse"},
     ],
 )  # fmt: skip
 def test_bad_configurations(change: dict[str, object]) -> None:

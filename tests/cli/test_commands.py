@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+import edgeguard
 from edgeguard.files import sha256
 
 FAST = ["--steps", "5", "--limit", "40", "--patch-size", "4"]
@@ -29,8 +30,6 @@ def test_help_names_the_commands(program):
 
 
 def test_version(program):
-    import edgeguard
-
     assert program("--version").stdout.strip() == edgeguard.__version__
 
 

@@ -24,16 +24,22 @@ from edgeguard.targets.twin import Twin, TwinEngine  # noqa: E402
 F64 = torch.float64
 
 
+def straight(exact: Any, value: Any) -> Any:
+    """`value` forward, the gradient of `exact` backward; the first term is exactly zero."""
+    return exact - exact.detach() + value.detach()
+
+
 def clip(z: Any, low: int, high: int) -> Any:
-    """Straight-through round, then torch's own clamp, whose gradient includes the limits."""
-    return (z + (z.round() - z).detach()).clamp(low, high)
+    """Straight-through round and clamp. The gradient includes the limits; that of `torch.clamp` depends on its version."""
+    z = straight(z, z.round())
+    return torch.where((z >= low) & (z <= high), z, z.detach().clamp(low, high))
 
 
 def straight_through(graph: IntegerGraph, pixels: Any) -> Any:
     """Logits by plain autograd in float64, forward values rounded to float32 where the formulas say so."""
 
     def once(exact: Any) -> Any:
-        return exact + (exact.float().double() - exact).detach()
+        return straight(exact, exact.float().double())
 
     def tensor(values: Any) -> Any:
         return torch.tensor(np.asarray(values), dtype=F64)
@@ -48,8 +54,7 @@ def straight_through(graph: IntegerGraph, pixels: Any) -> Any:
         low, high = dtype.qmin, dtype.qmax
         if isinstance(node, g.Quantize):
             scale, point = tensor(node.scale)[:, None, None], tensor(node.zero_point)[:, None, None]
-            quotient = once(x / scale)
-            y = (quotient + (quotient.round() - quotient).detach() + point).clamp(low, high)
+            y = clip(once(x / scale) + point, low, high)
         elif isinstance(node, g.Conv):
             top, left, bottom, right = node.padding
             y = functional.conv2d(functional.pad(x, (left, right, top, bottom)), tensor(node.weight), tensor(node.bias),
@@ -76,7 +81,7 @@ def straight_through(graph: IntegerGraph, pixels: Any) -> Any:
         elif isinstance(node, g.Flatten):
             y = x.flatten(1)
         else:
-            y = x.clamp(node.low, node.high)
+            y = clip(x, node.low, node.high)
         values[node.output] = y
     raise AssertionError("no Dequantize")
 
