@@ -83,10 +83,22 @@ def cached(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return value
 
 
+def portable(run: Run) -> dict[str, Any]:
+    """What a run was trained with; of its files the names, since where they lay is not part of the result."""
+    training = dict(run.config["training"])
+    kind, _, path = training["data"].partition(":")
+    training["data"] = f"{kind}:{Path(path).name}"
+    training["weights"] = Path(training["weights"]).name if training["weights"] else None
+    data = {key: run.config["data"][key] for key in ("train_sha256", "test_sha256", "train_size", "test_size")}
+    return {"training": training, "data": data, "model": run.config["model"], "scheme": run.config["scheme"],
+            "versions": run.config["versions"]}  # fmt: skip
+
+
 def study(name: str, run: Run, work: Path, attacked: list[str], options: VerifyOptions) -> dict[str, Any]:
     """Every cell of one run."""
     train, test = load_splits(run.config["training"]["data"])
-    cells: dict[str, Any] = {"training": run.config["training"], "widths": {}, "attacks": {}, "trust": {}, "survival": {}}
+    cells: dict[str, Any] = {"run": portable(run), "widths": {}, "attacks": {}, "trust": {}, "survival": {}}
+    cells["metrics"] = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     for width in map(str, run.widths):
         path = work / f"{name}-{width}"
         artifact = Artifact.load(path) if path.is_dir() else export_run(run, width, "ort", path)
@@ -150,7 +162,8 @@ def main() -> None:
         "asr": "P[engine(x_adv) != y | engine(x) = y]; 95 % Wilson intervals; worst: any place on the stride grid",
     }  # fmt: skip
     for name, _, folder in (entry.partition("=") for entry in args.run):
-        result["runs"][name] = study(name, Run.load(folder), args.work, [bits for bits in args.attack_bits.split(",") if bits], options)
+        attacked = [bits for bits in args.attack_bits.split(",") if bits]
+        result["runs"][name] = study(name, Run.load(folder), args.work, attacked, options)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "cifar10_resnet20.json").write_text(json.dumps(result, indent=1) + "\n")
     (args.out / "cifar10_resnet20.md").write_text(tables(result))

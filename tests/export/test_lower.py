@@ -145,7 +145,8 @@ def test_a_dead_channel_keeps_its_bias():
     ],
 )
 def test_what_cannot_be_lowered_is_named(layers, features, message):
-    model = quantize_model(Chain(*layers, features=features), QuantScheme(parse_widths("8")), Normalization((0.5,) * 3, (0.25,) * 3))
+    scheme, normalization = QuantScheme(parse_widths("8")), Normalization((0.5,) * 3, (0.25,) * 3)
+    model = quantize_model(Chain(*layers, features=features), scheme, normalization)
     with pytest.raises(ExportError, match=rf"layers_?\.?\d.*{message}"):
         lower(model, Width(8, 8), SHAPE)
 
