@@ -17,6 +17,9 @@ EXACT_SUM = 1 << 24
 """Sums of an average pool stay below this, so that float32 holds them."""
 MAX_ELEMENTS = 1 << 28
 """Of one tensor of one image: more is a mistake or an attack."""
+ARRAY_DTYPES = {
+    "weight": np.int8, "weight_scale": np.float32, "bias": np.int32, "scale": np.float32, "zero_point": np.int32,
+}  # fmt: skip
 LENGTHS = {"stride": 2, "dilation": 2, "kernel": 2, "channels": 2, "padding": 4}
 
 
@@ -49,10 +52,10 @@ def validate(graph: IntegerGraph) -> None:
 
 
 def _check_node(graph: IntegerGraph, node: Node, known: set[str]) -> None:
+    _check_fields(node)
     missing = [name for name in g.node_inputs(node) if name not in known]
     if missing or node.output in known:
         raise InputError(f"reads {missing} before they are written, or writes {node.output!r} twice")
-    _check_fields(node)
     inputs = [graph.tensors[name] for name in g.node_inputs(node)]
     if isinstance(node, g.Dequantize) != (node is graph.nodes[-1]):
         raise InputError("a Dequantize is the last node and nothing else is")
@@ -118,12 +121,14 @@ def _positive_float32(values: Any, what: str) -> None:
 def _check_fields(node: Node) -> None:
     for field in fields(node):
         value = getattr(node, field.name)
-        length = LENGTHS.get(field.name)
+        length, dtype = LENGTHS.get(field.name), ARRAY_DTYPES.get(field.name)
+        if dtype and (not isinstance(value, np.ndarray) or value.dtype != dtype):
+            raise InputError(f"its {field.name} must be an array of {np.dtype(dtype)}, got {getattr(value, 'dtype', value)}")
         if length and (len(value) != length or any(type(item) is not int or item < 0 for item in value)):
             raise InputError(f"its {field.name} must be {length} integers, none negative, got {value!r}")
         if field.name in ("groups", "low", "high") and type(value) is not int:
             raise InputError(f"its {field.name} must be an integer, got {value!r}")
-        names = value if field.name == "inputs" else (value,) if field.name in ("name", "output", "other") else ()
+        names = value if field.name == "inputs" else (value,) if field.name in ("name", "input", "output", "other") else ()
         if any(type(name) is not str or not name for name in names):
             raise InputError(f"its {field.name} must be text, got {value!r}")
 
@@ -156,13 +161,13 @@ def _check_types(graph: IntegerGraph, node: Node, inputs: list[Tensor], output: 
 
 
 def _check_product(graph: IntegerGraph, node: g.Conv | g.Linear, source: Tensor, output: Tensor) -> None:
-    if node.weight.dtype != np.int8 or node.weight.ndim != (4 if isinstance(node, g.Conv) else 2):
-        raise InputError(f"its weights are {node.weight.ndim}-dimensional {node.weight.dtype}")
+    if node.weight.ndim != (4 if isinstance(node, g.Conv) else 2):
+        raise InputError(f"its weights are {node.weight.ndim}-dimensional")
     if not node.weight_type.signed or node.weight_type.bits > MAX_BITS or not node.weight_type.allowed(node.weight):
         raise InputError(f"its weights are not {node.weight_type}")
     channels = node.weight.shape[:1]
-    if node.weight_scale.shape != channels or node.bias.shape != channels or node.bias.dtype != np.int32:
-        raise InputError("it needs one scale and one int32 bias per output channel")
+    if node.weight_scale.shape != channels or node.bias.shape != channels:
+        raise InputError("it needs one scale and one bias per output channel")
     _positive_float32(node.weight_scale, "its weight scales")
     if output.dtype != ACCUMULATOR:
         _positive_float32(graph.multiplier(node), "its requantization factors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -139,6 +140,7 @@ def random_images(shape: tuple[int, int, int], count: int, seed: int = 0) -> NDA
     return np.clip(np.rint(smooth * 255), 0, 255).astype(np.uint8)
 
 
+@functools.cache
 def every_op(bits: int, seed: int = 1) -> IntegerGraph:
     """A small net with every operation, odd sizes, groups, dilation, asymmetric padding, and both signs."""
     b = Builder(bits, (3, 13, 11), seed)
@@ -160,6 +162,7 @@ def every_op(bits: int, seed: int = 1) -> IntegerGraph:
     return b.finish(b.linear(x, 10, bits=8, accumulators=True))
 
 
+@functools.cache
 def resnet20(bits: int, seed: int = 0) -> IntegerGraph:
     """ResNet-20 for 32x32 images with parameter-free shortcuts; first and last layer 8 bit, random weights."""
     b = Builder(bits, (3, 32, 32), seed)

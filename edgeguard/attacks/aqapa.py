@@ -11,7 +11,8 @@ in float32 between steps, but every gradient is taken at whole grey levels: what
 
 Where a search ends depends on where it starts far more than on how long it lasts, so several random starts race: in
 each round every start takes a few steps, all are scored on the same images and places, and the best third goes on
-(successive halving: Jamieson & Talwalkar 2016, arXiv:1502.07943). The steps of all starts count as the attack's steps.
+(successive halving: Jamieson & Talwalkar 2016, arXiv:1502.07943). Exploring needs many steps rather than exact ones, so
+a step of the race is two moves on half a batch each. All steps count: an attack shows steps * batch_size images.
 
 Craft on images that the result is not judged on; nothing in here knows which those are, and nothing in here is a
 result: `Crafted.selection` only chose among restarts.
@@ -40,7 +41,9 @@ KEPT = 3
 """One start in so many survives a round of the race."""
 SHORTEST = 5
 """Steps a start takes at least before it is judged."""
-RACE_IMAGES = 400
+MOVES = 2
+"""Moves in a step of the race."""
+RACE_IMAGES = 300
 """Images on which the starts of a race are compared; restarts are compared on all."""
 
 
@@ -60,8 +63,8 @@ class AQAPA:
     patch_size: int
     steps: int = 300
     batch_size: int = 100
-    starts: int = 8
-    race: float = 0.4
+    starts: int = 16
+    race: float = 0.6
     step_size: float = 16.0
     final_step_size: float = 1.0
     momentum: float = 0.9
@@ -95,15 +98,15 @@ class AQAPA:
         """The race and the run of its winner: starts that take part in each round, and steps of each of them."""
         budget = int(self.race * self.steps)
         entrants = self.starts
-        while entrants > 1 and budget < SHORTEST * entrants * len(_survivors(entrants)):
+        while entrants > 1 and budget < SHORTEST * sum(_survivors(entrants)):
             entrants -= 1
         field = _survivors(entrants)
-        plan = [(alive, budget // (len(field) * alive)) for alive in field]
+        plan = [(alive, budget // sum(field)) for alive in field]
         return [*plan, (1, self.steps - sum(alive * each for alive, each in plan))]
 
 
 def _survivors(entrants: int) -> list[int]:
-    """Starts in each round of a race: [8, 2] for 8; none for one start."""
+    """Starts in each round of a race: [16, 5] for 16; none for one start."""
     field = []
     while entrants > 1:
         field.append(entrants)
@@ -113,7 +116,7 @@ def _survivors(entrants: int) -> list[int]:
 
 @dataclass(frozen=True)
 class CraftStep:
-    """One step of one start. loss, success: means over its batch, before the step. width: the model drawn.
+    """One step of one start. loss, success: means over its images, before each move. width: the model drawn.
 
     step: counted over all starts of a restart, from 0.
     """
@@ -189,7 +192,6 @@ class _Start:
     def move(self, gradient: torch.Tensor, step_size: float, momentum: float) -> None:
         self.velocity = momentum * self.velocity + gradient / gradient.abs().mean().clamp_min(1e-30)
         self.patch = (self.patch + step_size * self.velocity.sign()).clamp(0, 255)
-        self.taken += 1
 
     def projected(self) -> Images:
         """The patch in uint8."""
@@ -229,10 +231,7 @@ class _Search:
                 starts = starts[:alive]
             for start in starts:
                 for _ in range(each):
-                    name = start.chooser.draw(start.rng)
-                    gradient, loss, success = self._gradient(name, start)
-                    start.move(gradient, self._step_size(start.taken / path), config.momentum)
-                    start.chooser.update(name, success)
+                    name, loss, success = self._step(start, start.taken / path, MOVES if alive > 1 else 1)
                     yield CraftStep(restart, start.number, taken, name, loss, success)
                     taken += 1
         self.winner = starts[0]
@@ -255,10 +254,23 @@ class _Search:
         first, last = self._config.step_size, self._config.final_step_size
         return last + (first - last) * 0.5 * (1 + math.cos(math.pi * progress))
 
-    def _gradient(self, name: str, start: _Start) -> tuple[torch.Tensor, float, float]:
-        """Gradient (3, s, s), mean loss and share of success of one batch."""
+    def _step(self, start: _Start, progress: float, moves: int) -> tuple[str, float, float]:
+        """One step in so many moves; a width is drawn for all of them. Returns: width, mean loss, share of success."""
+        name = start.chooser.draw(start.rng)
+        losses, successes = [], []
+        for _ in range(moves):
+            gradient, loss, success = self._gradient(name, start, max(1, self._config.batch_size // moves))
+            start.move(gradient, self._step_size(progress), self._config.momentum)
+            losses.append(loss)
+            successes.append(success)
+        start.taken += 1
+        start.chooser.update(name, sum(successes) / moves)
+        return name, sum(losses) / moves, sum(successes) / moves
+
+    def _gradient(self, name: str, start: _Start, size: int) -> tuple[torch.Tensor, float, float]:
+        """Gradient (3, s, s), mean loss and share of success of one batch of at most `size` images."""
         eligible = self._eligible[name]
-        batch = start.rng.choice(eligible, min(self._config.batch_size, len(eligible)), replace=False)
+        batch = start.rng.choice(eligible, min(size, len(eligible)), replace=False)
         leaf = start.patch.round().requires_grad_()
         logits = self._models[name](self._patched(batch, leaf, start.rng))
         labels = torch.from_numpy(self._labels[batch]).to(self._device)

@@ -84,8 +84,10 @@ def headline(report: Report) -> tuple[str, str]:
         broken = sum(not rule["passed"] for rule in gate["rules"])
         return "bad", f"The gate failed: {broken} of {len(gate['rules'])} rules are not met"
     verdict = survival["verdict"] if survival else None
+    if verdict == "survived" and gate is not None:
+        return "good", "The gate passed, and the engine is no easier to attack than its simulation"
     if verdict == "survived":
-        return "good", "Robustness survived the way to the engine"
+        return "good", "The engine is no easier to attack than its simulation; how robust that is, the rates say"
     if verdict == "did not survive":
         return "bad", "Robustness did not survive: the engine is easier to attack than its simulation"
     if verdict == "undecided":

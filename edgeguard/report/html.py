@@ -33,7 +33,7 @@ from edgeguard.report.sections import (
 from edgeguard.report.style import STYLE
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-TAGS = {"good": "Verified", "bad": "Not accepted", "unknown": "Open"}
+TAGS = {"good": "Survived the export", "bad": "Not accepted", "unknown": "Open"}
 
 
 def render_html(report: Report) -> str:

@@ -48,7 +48,8 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
     [
         ({}, "unknown", "Undecided"),
         ({"survival": None}, "unknown", "not measured"),
-        ({"survival": {"verdict": "survived"}}, "good", "survived"),
+        ({"survival": {"verdict": "survived"}}, "good", "The gate passed"),
+        ({"survival": {"verdict": "survived"}, "gate": None}, "good", "no easier to attack than its simulation"),
         ({"survival": {"verdict": "did not survive"}}, "bad", "did not survive"),
         ({"gate": {"passed": False, "rules": [{"passed": False}, {"passed": True}]}}, "bad", "1 of 2 rules"),
         ({"trust": [{"passed": False}], "gate": {"passed": False, "rules": []}}, "bad", "Do not rely"),
