@@ -2,7 +2,8 @@
 
     python benchmarks/engine_speed.py --artifacts runs/r-ort-8 runs/r-ort-4 runs/r-ort-2 --out engine_speed.json
 
-All models take turns, call by call, so that a busy machine slows them alike; a ratio is that of two neighbouring calls.
+All models take turns, so that a busy machine slows them alike; a turn is one call to warm the caches and a few that are
+timed, and a ratio is that of the same turn.
 The float model is built from the first artifact (its weights dequantized, batch norm folded) unless `--float-onnx` names
 one, and is fed normalized float32 images; the integer engines start from uint8 pixels.
 """
@@ -28,27 +29,29 @@ from edgeguard.errors import EdgeGuardError
 from edgeguard.targets import cpu_flags
 from edgeguard.targets.ort import open_session
 
+TURN = 5
+"""Timed calls of one turn."""
 SCHEMA = "edgeguard.engine_speed/1"
 FLOAT = "float32"
 
 
 def measure(sessions: dict[str, Any], shape: tuple[int, int, int], batch: int, seconds: float) -> dict[str, Any]:
-    """Milliseconds per image of every session: {name: (calls,) float64} for wall and CPU time."""
+    """Milliseconds per image of every session: {name: (turns,) float64} for wall and CPU time."""
     rng = np.random.default_rng(batch)
     pixels = rng.integers(0, 256, (batch, *shape)).astype(np.uint8)
     inputs = {"tensor(uint8)": pixels, "tensor(float)": ((pixels / 255 - 0.47) / 0.25).astype(np.float32)}
     calls = [(name, s, {s.get_inputs()[0].name: inputs[s.get_inputs()[0].type]}) for name, s in sessions.items()]
     wall: dict[str, list[float]] = {name: [] for name in sessions}
     cpu: dict[str, list[float]] = {name: [] for name in sessions}
-    for _, session, feed in calls * 3:
-        session.run(None, feed)
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(wall[FLOAT]) < 50:
         for name, session, feed in calls:
-            start, start_cpu = time.perf_counter(), time.thread_time()
             session.run(None, feed)
-            cpu[name].append((time.thread_time() - start_cpu) / batch * 1e3)
-            wall[name].append((time.perf_counter() - start) / batch * 1e3)
+            start, start_cpu = time.perf_counter(), time.thread_time()
+            for _ in range(TURN):
+                session.run(None, feed)
+            cpu[name].append((time.thread_time() - start_cpu) / (TURN * batch) * 1e3)
+            wall[name].append((time.perf_counter() - start) / (TURN * batch) * 1e3)
     return {"wall": {k: np.array(v) for k, v in wall.items()}, "cpu": {k: np.array(v) for k, v in cpu.items()}}
 
 
@@ -56,7 +59,7 @@ def summary(times: dict[str, Any], batch: int) -> list[dict[str, Any]]:
     """One row per model: median milliseconds per image, and how many times faster than float32 with quartiles."""
     rows = []
     for name, wall in times["wall"].items():
-        row: dict[str, Any] = {"model": name, "batch": batch, "calls": len(wall)}
+        row: dict[str, Any] = {"model": name, "batch": batch, "turns": len(wall)}
         row["ms_per_image"] = float(np.median(wall))
         for clock in ("wall", "cpu"):
             ratio = times[clock][FLOAT] / times[clock][name]

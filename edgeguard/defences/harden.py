@@ -98,7 +98,7 @@ def harden(job: HardenJob, out: Path, listener: Listener, command: str = "") -> 
     files.new_folder(out)
     device = choose_device(job.device)
     train, test = load_splits(job.data, job.image_size, seed=job.config.seed)
-    _check(job, train)
+    _check(job, train, device)
     float_model = load_model(job.model, train.num_classes if job.weights is None else None, job.weights, job.config.seed)
     check_labels(train, float_model.num_classes)
     check_labels(test, float_model.num_classes)
@@ -149,7 +149,9 @@ def resume(path: Path, listener: Listener, device: str = "auto") -> Run:
     return _train(run, trainer, test, job.eval_limit, listener)
 
 
-def _check(job: HardenJob, train: Dataset) -> None:
+def _check(job: HardenJob, train: Dataset, device: torch.device) -> None:
+    if job.config.amp and device.type != "cuda":
+        raise InputError(f"--amp is for CUDA devices; the device is {device}")
     if len(train) < job.config.batch_size:
         raise InputError(f"{job.data} has {len(train)} training images, fewer than one batch of {job.config.batch_size}")
     for side in job.config.patches.sizes if job.config.patches else ():

@@ -131,10 +131,11 @@ def patch_images(report: Report) -> str:
         if not rows:
             continue
         best = max(rows, key=lambda row: float(row["asr"]))
+        access = "" if best["access"] in ("none", best["name"]) else f", {best['access']}"
         height, width = block["height"], block["width"]
         mask = _decode(block["mask"], (height, width)) > 0
         image = _image(_decode(block["pixels"], (3, height, width)), mask, f"patch of {height}x{width} pixels")
-        label = f"<b>{text(ATTACK_NAMES.get(best['name'], best['name']))}</b>, {text(best['access'])}"
+        label = f"<b>{text(ATTACK_NAMES.get(best['name'], best['name']))}</b>{text(access)}"
         detail = f"<span>{height}x{width}, up to {percent(best['asr'])}</span>"
         figures.append(f"<figure>{image}<figcaption>{label}{detail}</figcaption></figure>")
     note = '<p class="note">Enlarged; each pixel of the patch replaces one pixel of the image.</p>'
@@ -151,8 +152,8 @@ def example_images(report: Report) -> str:
         mood, words = ("bad", "✗ fooled") if entry["fooled"] else ("good", "✓ holds")
         simulated = "not run" if twin is None else twin["name"]
         caption = (
-            f'<span class="mark {mood}">{words}</span><span>is <b>{text(label["name"])}</b></span>'
-            f"<span>engine says <b>{text(engine['name'])}</b></span><span>twin says <b>{text(simulated)}</b></span>"
+            f'<span class="mark {mood}">{words}</span><span>truth: <b>{text(label["name"])}</b></span>'
+            f"<span>engine: <b>{text(engine['name'])}</b></span><span>twin: <b>{text(simulated)}</b></span>"
         )
         alt = f"image {entry['index']}, a {label['name']}, with the patch"
         image = _image(_decode(entry["pixels"], (3, entry["height"], entry["width"])), None, alt)

@@ -27,7 +27,7 @@ h2 { font-size: 1.1rem; margin-bottom: 4px; }
 section { margin-top: 36px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 20px; margin-top: 12px; }
 .soft, .note, figcaption { color: var(--soft); }
-.note { font-size: 0.9rem; max-width: 78ch; }
+.note { font-size: 0.9rem; max-width: 100ch; }
 .note + .note { margin-top: 6px; }
 .mark { font-weight: 600; white-space: nowrap; }
 .mark.good, .headline.good .tag { color: var(--good); }

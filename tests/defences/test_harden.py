@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -135,14 +136,13 @@ def test_a_folder_that_is_no_run(tmp_path):
 
 
 def test_impossible_jobs_leave_nothing_behind(tmp_path):
-    import dataclasses
-
     base = job()
     large = dataclasses.replace(base.config, patches=PatchTraining(sizes=(40,)))
     big = dataclasses.replace(base.config, batch_size=100_000)
     for broken, message in [
         (dataclasses.replace(base, config=large), "patch of 40x40 pixels is larger than the image, 16x16"),
         (dataclasses.replace(base, config=big), "fewer than one batch"),
+        (dataclasses.replace(base, config=dataclasses.replace(base.config, amp=True), device="cpu"), "--amp is for CUDA"),
         (dataclasses.replace(base, data="npz:missing.npz"), "missing.npz does not exist"),
         (dataclasses.replace(base, model="resnet7"), "resnet7"),
     ]:

@@ -53,7 +53,7 @@ def test_holds_what_it_must() -> None:
         "Undecided", "resnet20-w4", "90.0 %", "95 % interval 83.0 to 94.0 %", "45.0 %", "A-QAPA, engine access, 6x6",
         "ASR = P[engine(x_adv) != y | engine(x) = y]", "Maximum over surrogates", "unseen in training",
         "engine fooled", "twin holds", "p = 0.5", "Gradients are alive", "not run", "max_asr = 0.6", "ab" * 32,
-        "cd" * 32, "edgeguard verify 'my model'", "engine says class 5", "twin says class 4", "100 of 300 images",
+        "cd" * 32, "edgeguard verify 'my model'", "engine: class 5", "twin: class 4", "100 of 300 images",
     ):  # fmt: skip
         assert part in page.text, part
     assert page.tags.count("h1") == 1
