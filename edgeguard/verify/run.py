@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -165,20 +165,19 @@ def _trust(
         from edgeguard.attacks.bpda import BPDA
 
         model = BPDA(subject.classify, twin)
-    checks = []
-    for number, check in enumerate(
-        (
-            lambda: _white_box_strongest(findings, options),
-            lambda: trust.gradients_alive(twin, subject, options.loss),
-            lambda: trust.large_patch_wins(model, subject, options.seed),
-            lambda: trust.deterministic(subject),
-            lambda: trust.batch_one_agrees(subject),
-        )
-    ):
-        checks.append(check())
+    checks: list[Callable[[], dict[str, Any]]] = [
+        lambda: _white_box_strongest(findings, options),
+        lambda: trust.gradients_alive(twin, subject, options.loss),
+        lambda: trust.large_patch_wins(model, subject, options.seed),
+        lambda: trust.deterministic(subject),
+        lambda: trust.batch_one_agrees(subject),
+    ]
+    outcomes = []
+    for number, check in enumerate(checks):
+        outcomes.append(check())
         if progress is not None:
-            progress("trust checks", number + 1, 5)
-    return checks
+            progress("trust checks", number + 1, len(checks))
+    return outcomes
 
 
 def _white_box_strongest(findings: _Findings, options: VerifyOptions) -> dict[str, Any]:
