@@ -15,6 +15,7 @@ Every cell is cached as JSON below --work, so an interrupted study continues. Th
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 from collections.abc import Callable
 from functools import partial
@@ -29,13 +30,15 @@ from edgeguard.cli.pipeline import export_run
 from edgeguard.data import Dataset, load_splits
 from edgeguard.defences.harden import versions
 from edgeguard.inspection import inspect_artifact
-from edgeguard.patch import apply_patch, random_positions
+from edgeguard.patch import Patch, apply_patch, random_positions
 from edgeguard.run import Run
 from edgeguard.targets import Engine, cpu_flags, open_engine
 from edgeguard.verify import VerifyOptions, verify
+from edgeguard.verify.harness import Subject, judge_at, judge_worst, random_places
 from edgeguard.verify.statistics import wilson
 
 BATCH = 100
+AGGREGATED_IMAGES = 1000
 
 
 def logits(engine: Engine, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -97,7 +100,8 @@ def portable(run: Run) -> dict[str, Any]:
 def study(name: str, run: Run, work: Path, attacked: list[str], options: VerifyOptions) -> dict[str, Any]:
     """Every cell of one run."""
     train, test = load_splits(run.config["training"]["data"])
-    cells: dict[str, Any] = {"run": portable(run), "widths": {}, "attacks": {}, "trust": {}, "survival": {}}
+    cells: dict[str, Any] = {"run": portable(run), "widths": {}, "attacks": {}, "aggregated": {}, "trust": {},
+                             "survival": {}}  # fmt: skip
     cells["metrics"] = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     for width in map(str, run.widths):
         path = work / f"{name}-{width}"
@@ -114,7 +118,45 @@ def study(name: str, run: Run, work: Path, attacked: list[str], options: VerifyO
         report = cached(work / name / f"attack-{width}.json", attack)
         cells["attacks"][width] = [{key: row[key] for key in keep} for row in report["attacks"] if row["access"] == "engine"]
         cells["trust"][width], cells["survival"][width] = report["trust"], report["survival"]
+    for width in attacked:
+        compute = partial(aggregated, name, width, work, attacked, test, options.stride, AGGREGATED_IMAGES)
+        cells["aggregated"][width] = cached(work / name / f"aggregated-{width}.json", compute)
     return cells
+
+
+def crafted(report: dict[str, Any]) -> dict[int, Patch]:
+    """The patches of a report that were crafted through the engine, by size."""
+    found: dict[int, Patch] = {}
+    for row in report["attacks"]:
+        entry = report["patches"][row["patch"]]
+        if row["access"] == "engine":
+            shape = (entry["height"], entry["width"])
+            pixels = np.frombuffer(base64.b64decode(entry["pixels"]), np.uint8).reshape(3, *shape)
+            mask = np.frombuffer(base64.b64decode(entry["mask"]), np.uint8).reshape(shape).astype(bool)
+            found[row["patch_size"]] = Patch(pixels, mask)
+    return found
+
+
+def aggregated(name: str, width: str, work: Path, attacked: list[str], test: Dataset, stride: int, count: int) -> dict[str, Any]:
+    """ASR on one engine of the patches crafted on any of the run's attacked widths, and the largest of them."""
+    images, labels = test.images(np.arange(count)), test.labels[:count]
+    rows = []
+    with open_engine(Artifact.load(work / f"{name}-{width}")) as engine:
+        subject = Subject.of(engine, images, labels)
+        for source in attacked:
+            for size, patch in crafted(json.loads((work / name / f"attack-{source}.json").read_text())).items():
+                for placement in ("random", "worst"):
+                    if placement == "random":
+                        judged = judge_at(subject, patch, random_places(subject, patch, 0))
+                    else:
+                        judged = judge_worst(subject, patch, stride)
+                    rows.append({"source": source, "patch_size": size, "placement": placement, "asr": judged.asr,
+                                 "n": judged.n, "ci95": list(wilson(judged.successes, judged.n))})  # fmt: skip
+    best = [
+        max((row for row in rows if (row["patch_size"], row["placement"]) == cell), key=lambda row: float(row["asr"]))
+        for cell in sorted({(row["patch_size"], row["placement"]) for row in rows})
+    ]
+    return {"rows": rows, "best": best}
 
 
 def tables(result: dict[str, Any]) -> str:
@@ -129,18 +171,27 @@ def tables(result: dict[str, Any]) -> str:
                 f"| {method} | {bits} | {cell['coverage']:.3f} | {'yes' if same else 'NO'}, n = {cell['equality']['n']:,} "
                 f"| {cell['accuracy']['accuracy']:.2%} [{low:.2%}, {high:.2%}] | {cell['file_bytes']:,} |"
             )
-    lines += ["", "| patch | placement | bits | " + " | ".join(f"ASR {m}" for m in result["runs"]) + " |",
-              "|---|---|---|" + "---|" * len(result["runs"])]  # fmt: skip
-    rows: dict[tuple[int, str, str], dict[str, str]] = {}
-    for method, cells in result["runs"].items():
-        for bits, attacks in cells["attacks"].items():
-            for row in attacks:
-                low, high = row["ci95"]
-                text = f"{row['asr']:.1%} [{low:.1%}, {high:.1%}], n = {row['n']}"
-                rows.setdefault((row["patch_size"], row["placement"], bits), {})[method] = text
-    for (size, placement, bits), found in sorted(rows.items(), key=lambda item: (item[0][0], item[0][1], -int(item[0][2]))):
-        lines.append(f"| {size}x{size} | {placement} | {bits} | " + " | ".join(found.get(m, "") for m in result["runs"]) + " |")
+    lines += ["", "Patches crafted through the engine of the same width:", *asr_table(result, "attacks")]
+    lines += ["", "The strongest of the patches crafted at any attacked width of the run:", *asr_table(result, "aggregated")]
     return "\n".join(lines) + "\n"
+
+
+def asr_table(result: dict[str, Any], key: str) -> list[str]:
+    """Rows of patch, placement and bits; a column for each run."""
+    rows: dict[tuple[int, str, int], dict[str, str]] = {}
+    for method, cells in result["runs"].items():
+        for bits, entry in cells[key].items():
+            for row in entry["best"] if key == "aggregated" else entry:
+                low, high = row["ci95"]
+                source = f", from {row['source']} bits" if key == "aggregated" else ""
+                text = f"{row['asr']:.1%} [{low:.1%}, {high:.1%}], n = {row['n']}{source}"
+                rows.setdefault((row["patch_size"], row["placement"], -int(bits)), {})[method] = text
+    names = list(result["runs"])
+    header = " | ".join(f"ASR {name}" for name in names)
+    lines = ["", f"| patch | placement | bits | {header} |", "|---|---|---|" + "---|" * len(names)]
+    for (size, placement, bits), found in sorted(rows.items()):
+        lines.append(f"| {size}x{size} | {placement} | {-bits} | {' | '.join(found.get(name, '') for name in names)} |")
+    return lines
 
 
 def main() -> None:

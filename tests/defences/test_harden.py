@@ -206,14 +206,16 @@ def test_sigkill_in_mid_epoch_and_resume_give_the_same_bytes(tmp_path):
 @pytest.mark.slow
 def test_ctrl_c_writes_a_checkpoint_and_says_how_to_continue(tmp_path):
     out = tmp_path / "run"
-    code = "from edgeguard.cli import main; main()"
+    # a shell that starts the tests in the background makes its children ignore SIGINT
+    restore = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{restore}; from edgeguard.cli import main; main()"
     command = [sys.executable, "-c", code, "harden", *ARGUMENTS, "--epochs", "500", "--out", str(out)]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while checkpoint_step(out) < 11 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert f"edgeguard harden --resume {out}" in errors
     assert "Traceback" not in errors
