@@ -1,6 +1,6 @@
 """The README's commands are run as they stand.
 
-Every line of a `sh` or `console` block that begins with `edgeguard` runs through the installed command, in order, in
+Every line of a `sh` or `console` block that begins with `edgeguard` or `printf` runs through the installed command, in order, in
 one temporary folder. A block that cannot be run here (a device, a download) has `<!-- not tested: REASON -->` on the
 line above its fence. The two commands for a fresh machine begin otherwise and are only looked for.
 """
@@ -45,7 +45,7 @@ def commands(block: Block) -> list[str]:
 
 def to_run(text: str) -> list[str]:
     shell = [block for block in blocks(text) if block.tested and block.language in ("sh", "console")]
-    return [line for block in shell for line in commands(block) if line.split()[0] == "edgeguard"]
+    return [line for block in shell for line in commands(block) if line.split()[0] in ("edgeguard", "printf")]
 
 
 def test_fences_are_read() -> None:

@@ -107,6 +107,6 @@ def test_importing_and_exporting_needs_no_torch(tmp_path: Path) -> None:
         "                images=images, source={})\n"
     )
     command = [sys.executable, "-c", program, str(export(tmp_path / "a").path), str(tmp_path / "b")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert Artifact.load(tmp_path / "b").width == "4"
