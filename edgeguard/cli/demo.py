@@ -59,7 +59,8 @@ def _run(folder: Path, seed: int) -> dict[str, Any]:
                           patches=PatchTraining(sizes=(5, 6), members=2))  # fmt: skip
     job = HardenJob(MODEL, DATA, preset(config), pretrain_epochs=6, eval_limit=360)
     train, test = load_dataset(DATA, "train"), load_dataset(DATA, "test")
-    options = VerifyOptions(patch_sizes=(6,), placements=("random", "worst"), steps=100, limit=None, seed=seed)
+    options = VerifyOptions(accesses=("engine",), patch_sizes=(6,), placements=("random", "worst"), stride=8, steps=60,
+                            limit=150, seed=seed)  # fmt: skip
     reports: dict[str, Any] = {}
     with progress_bars() as progress:
         run = harden(job, folder / "run", Progressing(progress), "edgeguard demo")
