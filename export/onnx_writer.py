@@ -26,6 +26,8 @@ STORAGE = {2: TensorProto.INT2, 4: TensorProto.INT4, 8: TensorProto.INT8}
 """ONNX type of a weight by `IntType.storage_bits`."""
 OPSETS = {2: (25, 13), 4: (21, 10), 8: (17, 8)}
 """(opset, IR version) that the smallest weights of a model need."""
+MAX_PARTS = 4
+"""Copies of tensors that an addition may put side by side."""
 
 
 def write_onnx(graph: IntegerGraph, path: Path, min_storage_bits: int = 2) -> None:
@@ -83,8 +85,7 @@ class _Writer:
         elif isinstance(node, g.Linear):
             self.linear(node)
         elif isinstance(node, g.Add):
-            first, second, output = (self.quantized(name) for name in (node.input, node.other, node.output))
-            self.emit("QLinearAdd", node, [*first, *second, *output[1:]], domain=MICROSOFT)
+            self.add(node)
         elif isinstance(node, g.AveragePool):
             self.average(node)
         elif isinstance(node, g.Dequantize):
@@ -141,7 +142,7 @@ class _Writer:
             self.emit("QGemm", node, inputs, domain=MICROSOFT, transB=1)
             return
         parameters = [weight, *self.weight_quantization(node, last.scale), bias]
-        inputs = [data, self.constant("float/1", np.float32(1)), zero_point, *parameters]
+        inputs = [data, self.constant("float/1.0", np.float32(1)), zero_point, *parameters]
         self.node("QGemm", node.name, inputs, last.output, domain=MICROSOFT, transB=1)
 
     def dequantize(self, node: g.Dequantize) -> None:
@@ -152,6 +153,50 @@ class _Writer:
         inputs = [node.input, self.constant(f"{node.name}/scale", node.scale)]
         inputs.append(self.constant(f"{node.name}/zero_point", zero_point))
         self.node("DequantizeLinear", node.name, inputs, node.output, axis=1)
+
+    def add(self, node: g.Add) -> None:
+        """The runtime's QLinearAdd rounds ties to even on x86-64, away from zero on aarch64: here it never rounds."""
+        ratios = self.graph.add_ratios(node)
+        finest, dtype = min(ratios), self.graph.tensors[node.output].dtype
+        first, second, output = (self.quantized(name) for name in (node.input, node.other, node.output))
+        if finest >= 1:
+            self.emit("QLinearAdd", node, [*first, *second, *output[1:]], domain=MICROSOFT)
+            return
+        if dtype.qmax / finest > 255 - zero_point_of(dtype):
+            self.add_by_conv(node, ratios)
+            return
+        # The sum in units of the finest ratio, saturated where the result clamps; then a table halves it, to even. An
+        # unsigned result is zero below zero, as a leaky ReLU without a leak.
+        middle = zero_point_of(dtype) or 255 - round(dtype.qmax / finest)
+        scales = [self.constant(f"float/{value!r}", np.float32(value)) for value in (*ratios, finest)]
+        point = self.constant(f"uint8/{middle}", np.uint8(middle))
+        inputs = [first[0], scales[0], first[2], second[0], scales[1], second[2], scales[2], point]
+        total = self.node("QLinearAdd", f"{node.name}/sum", inputs, domain=MICROSOFT)
+        inputs = [total, scales[2], point, self.constant("float/1.0", np.float32(1)), output[2]]
+        if dtype.signed:
+            self.emit("QLinearLeakyRelu", node, inputs, alpha=1.0, domain=MICROSOFT)
+        else:
+            self.node("QLinearLeakyRelu", node.name, inputs, node.output, alpha=0.0, domain=MICROSOFT)
+
+    def add_by_conv(self, node: g.Add, ratios: tuple[float, float]) -> None:
+        """An addition whose sum does not fit uint8 before it is rounded: a 1x1 convolution over both, side by side."""
+        shape, finest = self.graph.tensors[node.output].shape, min(ratios)
+        parts: list[tuple[str, int]] = []
+        for name, ratio in zip((node.input, node.other), ratios, strict=True):
+            copies = max(1, round(ratio / finest) // 64)
+            parts += [(name, round(ratio / finest) // copies)] * copies
+        if len(shape) != 3 or len(parts) > MAX_PARTS:
+            raise ExportError(f"{node.name}: the scales of this addition are too far apart for ONNX Runtime, {ratios}")
+        eye = np.eye(shape[0], dtype=np.int8)
+        weight = self.constant(f"{node.name}/weight", np.hstack([eye * w for _, w in parts])[:, :, None, None])
+        points = [zero_point_of(self.graph.tensors[name].dtype) for name, _ in parts]
+        offset = -sum(w * point for (_, w), point in zip(parts, points, strict=True))
+        bias = self.constant(f"{node.name}/bias", np.full(shape[0], offset, np.int32))
+        both = self.node("Concat", f"{node.name}/both", [name for name, _ in parts], axis=1)
+        scale = self.weight_quantization(node, np.full(shape[0], finest, np.float32))
+        one, zero = self.constant("float/1.0", np.float32(1)), self.constant("uint8/0", np.uint8(0))
+        target = [one, self.zero_point(self.graph.tensors[node.output].dtype)]
+        self.emit("QLinearConv", node, [both, one, zero, weight, *scale, *target, bias])
 
     def average(self, node: g.AveragePool) -> None:
         source = self.graph.tensors[node.input]
@@ -197,7 +242,7 @@ class _Writer:
 
     def unscaled(self, node: g.Node, source: str, weight: str, factor: NDArray[np.float32]) -> list[str]:
         """Inputs of a convolution without bias whose requantization factor is exactly `factor`."""
-        one = self.constant("float/1", np.float32(1))
+        one = self.constant("float/1.0", np.float32(1))
         points = [self.zero_point(self.graph.tensors[name].dtype) for name in (source, node.output)]
         return [source, one, points[0], weight, *self.weight_quantization(node, factor), one, points[1]]
 

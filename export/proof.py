@@ -28,8 +28,8 @@ INTEGER_KERNELS = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "MatMulInt
 MOVES = frozenset({
     "Add", "AveragePool", "Cast", "Clip", "Concat", "DequantizeLinear", "Div", "Flatten", "GlobalAveragePool",
     "Identity", "MaxPool", "Mul", "NhwcMaxPool", "Pad", "QLinearAdd", "QLinearAveragePool", "QLinearConcat",
-    "QLinearGlobalAveragePool", "QuantizeLinear", "Relu", "ReorderInput", "ReorderOutput", "Reshape", "Round", "Slice",
-    "Squeeze", "Transpose", "Unsqueeze",
+    "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QuantizeLinear", "Relu", "ReorderInput", "ReorderOutput",
+    "Reshape", "Round", "Slice", "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
 """Operations without multiply-accumulates."""
 
@@ -50,8 +50,6 @@ BITS: dict[int, int] = {
 FLOAT_BITS, INTEGER_BITS = 32, 8
 RENAMED = re.compile(r"(_token_\d+|_nchwc|_nhwc)+$")
 """What the runtime appends to names of nodes and tensors it rewrites."""
-CONVERTED = "_s8_2_u8"
-"""What it appends to a weight that it converts for a CPU without VNNI."""
 
 
 def prove(graph: IntegerGraph, onnx_path: Path, images: NDArray[np.uint8], allow_float: bool = False) -> dict[str, Any]:
@@ -141,7 +139,7 @@ class _StoredModel:
 
     def layer_of(self, node: onnx.NodeProto) -> str | None:
         """The layer that a node of the optimized graph executes, by its own constants, otherwise by name."""
-        found = {self.parameters.get(name.removesuffix(CONVERTED)) for name in node.input} - {None}
+        found = {self.parameters.get(name) for name in node.input} - {None}
         if not found:
             found = {self.names.get(RENAMED.sub("", name)) for name in (node.name, *node.output)} - {None}
         if len(found) > 1:
@@ -158,7 +156,7 @@ def _kernels(path: Path, stored: _StoredModel) -> tuple[dict[str, str], list[dic
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
     found: list[tuple[str, str]] = []
     foreign: list[dict[str, Any]] = []
-    for node in model.graph.node:
+    for node in _live(model.graph):
         if node.op_type in MOVES:
             continue
         layer = stored.layer_of(node)
@@ -172,6 +170,15 @@ def _kernels(path: Path, stored: _StoredModel) -> tuple[dict[str, str], list[dic
     if unclear:
         raise ExportError(f"not exactly one kernel in the runtime's optimized graph for: {', '.join(unclear)}")
     return dict(found), foreign, provider
+
+
+def _live(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes that the outputs depend on; a decoy that feeds nothing counts for nothing."""
+    needed = {output.name for output in graph.output}
+    for node in reversed(graph.node):
+        if needed & set(node.output):
+            needed |= set(node.input)
+            yield node
 
 
 def _layer(

@@ -155,7 +155,7 @@ def every_op(bits: int, seed: int = 1) -> IntegerGraph:
     x = b.add(left, right, signed=True)
     top = max(1, IntType(bits, True).qmax * 2 // 3)
     x = b.move(g.Clamp, x, -1, top)
-    x = b.concat(x, b.move(g.Pad, b.move(g.MaxPool, x, (1, 1), (1, 1), (0, 0, 0, 0)), (2, 0), (0, 0, 0, 0)))
+    x = b.concat(x, b.move(g.Pad, b.move(g.MaxPool, x, (3, 3), (1, 1), (1, 1, 1, 1)), (2, 0), (0, 0, 0, 0)))
     x = b.move(g.Pad, x, (0, 0), (1, 0, 0, 1))
     x = b.average(x, 3, 2)
     x = b.linear(b.move(g.Flatten, x), 24)

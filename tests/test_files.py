@@ -90,6 +90,16 @@ def test_a_failed_folder_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+    def race() -> None:
+        with files.folder_transaction(tmp_path / "out"):
+            (tmp_path / "out").mkdir()
+
+    with pytest.raises(InputError, match="exists already"):
+        race()
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import graphs
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgeguard import graph as g
-from edgeguard.errors import InputError
+from edgeguard.errors import ExportError, InputError
 from edgeguard.graph import IntegerGraph, Tensor
 from edgeguard.inttype import ACCUMULATOR, PIXEL, IntType
 from edgeguard.targets import reference
@@ -93,6 +94,12 @@ def test_requantization_rounds_the_accumulator_first_and_ties_to_even() -> None:
     assert reference.requantize(accumulator, multiplier, INT8).tolist() == [2]
 
 
+def half_even(numerator: Any, denominator: int) -> Any:
+    """Integers nearest to a quotient of integers, ties to even, without any float."""
+    low, rest = np.divmod(numerator, denominator)
+    return low + ((2 * rest > denominator) | ((2 * rest == denominator) & (low % 2 == 1)))
+
+
 def loops(graph: IntegerGraph, images: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
     """Every tensor of a graph in int64, one window at a time, by the formulas of `edgeguard.graph`."""
     values: dict[str, np.ndarray[Any, Any]] = {"pixels": images.astype(np.int64)}
@@ -117,8 +124,8 @@ def loops(graph: IntegerGraph, images: np.ndarray[Any, Any]) -> dict[str, np.nda
                 y = np.rint(y.astype(f) * m.reshape(-1, *(1,) * (y.ndim - 2)))
         elif isinstance(node, g.Add):
             ratios = [Fraction(scale) / Fraction(target.scale) for scale in scales]
-            half = np.vectorize(lambda a, b, ratios=ratios: round(a * ratios[0] + b * ratios[1]), otypes=[np.int64])
-            y = half(*inputs)
+            unit = max(ratio.denominator for ratio in ratios)
+            y = half_even(sum(v * int(ratio * unit) for v, ratio in zip(inputs, ratios, strict=True)), unit)
         elif isinstance(node, g.MaxPool | g.AveragePool):
             padding = node.padding if isinstance(node, g.MaxPool) else (0, 0, 0, 0)
             top, left, bottom, right = padding
@@ -170,62 +177,84 @@ def test_keep_returns_what_was_asked_for() -> None:
         reference.run(graph, images, keep=["nonsense"])
 
 
-def all_pairs(first: float, second: float, output: float, signed: bool) -> tuple[IntegerGraph, Any]:
-    """An addition of two channels whose pixels run through all 65,536 pairs of 8-bit values."""
-    dtype = IntType(8, signed)
-    middle = 128 if signed else 0
-    pick = [np.eye(2, dtype=np.int8)[[channel]].reshape(1, 2, 1, 1) for channel in (0, 1)]
-    one = np.ones(1, np.float32)
-    weight_type = IntType(2, True, True)
-    zero = np.zeros(1, np.int32)
-
-    def conv(name: str, weight: Any) -> g.Conv:
-        return g.Conv(name, "q", f"{name}.out", weight, weight_type, one, zero, (1, 1), (0,) * 4, (1, 1), 1)
-
-    # The pickers copy integers, since input, weight and output scales cancel.
-    tensors = [
-        Tensor("pixels", (2, 256, 256), PIXEL, None), Tensor("q", (2, 256, 256), dtype, 1.0),
-        Tensor("a.out", (1, 256, 256), dtype, 1.0), Tensor("b.out", (1, 256, 256), dtype, 1.0),
-        Tensor("sum", (1, 256, 256), dtype, output), Tensor("flat", (65536,), dtype, output),
-    ]  # fmt: skip
-    scaled = {"a.out": first, "b.out": second}
+def all_pairs(scales: tuple[float, float, float], signed: bool, bits: int) -> tuple[IntegerGraph, Any]:
+    """An addition of two channels whose pixels run through all 65,536 pairs of 8-bit values; the pixels."""
+    dtype, output = IntType(8, signed), IntType(bits, signed)
+    one, zero = np.ones(1, np.float32), np.zeros(1, np.int32)
+    tensors = {
+        "pixels": Tensor("pixels", (2, 256, 256), PIXEL, None), "q": Tensor("q", (2, 256, 256), dtype, 1.0),
+        "sum": Tensor("sum", (1, 256, 256), output, scales[2]), "flat": Tensor("flat", (65536,), output, scales[2]),
+    }  # fmt: skip
     nodes: list[g.Node] = [
-        g.Quantize("quantize", "pixels", "q", np.ones(2, np.float32), np.full(2, -middle, np.int32)),
-        conv("a", pick[0]), conv("b", pick[1]), g.Add("add", "a.out", "b.out", "sum"),
-        g.Flatten("flatten", "sum", "flat"), g.Dequantize("logits", "flat", "logits", np.full(65536, output, np.float32)),
-    ]  # fmt: skip
-    named = {t.name: Tensor(t.name, t.shape, t.dtype, scaled.get(t.name, t.scale)) for t in tensors}
-    for index, scale in ((1, first), (2, second)):
-        node = nodes[index]
-        assert isinstance(node, g.Conv)
-        nodes[index] = g.Conv(
-            node.name, node.input, node.output, node.weight, node.weight_type, np.full(1, scale, np.float32), node.bias,
-            node.stride, node.padding, node.dilation, node.groups,
-        )  # fmt: skip
+        g.Quantize("quantize", "pixels", "q", np.ones(2, np.float32), np.full(2, -128 * signed, np.int32))
+    ]
+    for name, channel in (("a", 0), ("b", 1)):  # picks a channel: input, weight and output scales cancel
+        weight, scale = np.eye(2, dtype=np.int8)[channel].reshape(1, 2, 1, 1), np.float32(scales[channel])
+        tensors[name] = Tensor(name, (1, 256, 256), dtype, float(scale))
+        nodes.append(g.Conv(f"pick.{name}", "q", name, weight, IntType(2, True, True), one * scale, zero, (1, 1),
+                            (0, 0, 0, 0), (1, 1), 1))  # fmt: skip
+    logits = g.Dequantize("logits", "flat", "logits", np.full(65536, scales[2], np.float32))
+    nodes += [g.Add("add", "a", "b", "sum"), g.Flatten("flatten", "sum", "flat"), logits]
     pixels = np.stack(np.meshgrid(np.arange(256), np.arange(256)))[None].astype(np.uint8)
-    return IntegerGraph(tuple(nodes), named), pixels
+    return IntegerGraph(tuple(nodes), tensors), pixels
+
+
+ADDITIONS = [
+    ((1.0, 1.0, 1.0), 8, "QLinearAdd"),
+    ((3.0, 0.75, 0.75), 8, "QLinearAdd"),
+    ((1.0, 1.0, 1.0), 3, "QLinearAdd"),
+    ((1.0, 1.0, 2.0), 8, "QLinearConv"),
+    ((0.75, 3.0, 1.5), 8, "QLinearConv"),
+    ((0.25, 8.0, 4.0), 8, "QLinearConv"),
+    ((1.0, 128.0, 128.0), 8, "QLinearConv"),
+    ((1.0, 1.0, 2.0), 7, "QLinearLeakyRelu"),
+    ((0.75, 3.0, 1.5), 6, "QLinearLeakyRelu"),
+    ((1.0, 16.0, 16.0), 4, "QLinearLeakyRelu"),
+    ((1.0, 1.0, 8.0), 4, "QLinearLeakyRelu"),
+    ((1.0, 32.0, 32.0), 4, "QLinearConv"),
+    ((1.0, 8.0, 64.0), 2, "QLinearLeakyRelu"),
+    ((1.0, 128.0, 128.0), 2, "QLinearConv"),
+]
 
 
 @pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("scales", [(1.0, 1.0, 1.0), (1.0, 1.0, 2.0), (0.75, 3.0, 1.5), (0.25, 8.0, 4.0)])
-def test_addition_equals_the_runtime_on_all_pairs(scales: tuple[float, float, float], signed: bool, tmp_path: Any) -> None:
-    pytest.importorskip("onnx")
-    from edgeguard.export.onnx_writer import write_onnx
+@pytest.mark.parametrize(("scales", "bits", "operation"), ADDITIONS)
+def test_additions_on_all_pairs(
+    scales: tuple[float, float, float], bits: int, operation: str, signed: bool, tmp_path: Path
+) -> None:
+    """Reference, ONNX Runtime and twin against exact integers: ties go to even."""
+    graph, pixels = all_pairs(scales, signed, bits)
+    expected = reference.run(graph, pixels)[graph.output]
+    a, b = pixels[0].reshape(2, -1).astype(np.int64) - 128 * signed
+    units = [Fraction(scale) / Fraction(min(scales)) for scale in scales]
+    assert all(unit.denominator == 1 for unit in units)
+    exact = half_even(a * int(units[0]) + b * int(units[1]), int(units[2]))
+    limits = IntType(bits, signed)
+    np.testing.assert_array_equal(expected[0], np.clip(exact, limits.qmin, limits.qmax) * np.float32(scales[2]))
+
+    onnx = pytest.importorskip("onnx")
+    from edgeguard.export.onnx_writer import to_onnx, write_onnx
     from edgeguard.targets.ort import OrtEngine
 
-    graph, pixels = all_pairs(*scales, signed)
+    assert [node.op_type for node in to_onnx(graph).graph.node if node.name == "add"] == [operation]
     write_onnx(graph, tmp_path / "add.onnx")
     with OrtEngine(tmp_path / "add.onnx", graph.input_shape, graph.num_classes, threads=1) as engine:
-        logits = engine(pixels)
-    expected = reference.run(graph, pixels)[graph.output]
-    np.testing.assert_array_equal(logits, expected)
-    a, b = pixels[0].astype(int) - (128 if signed else 0)
-    exact = np.array([Fraction(scales[0]) / Fraction(scales[2]), Fraction(scales[1]) / Fraction(scales[2])])
-    sample = np.random.default_rng(0).integers(0, 65536, 300)
-    low, high = (-128, 127) if signed else (0, 255)
-    for index in sample:
-        q = round(int(a.flat[index]) * exact[0] + int(b.flat[index]) * exact[1])
-        assert expected[0, index] == min(max(q, low), high) * scales[2]
+        np.testing.assert_array_equal(engine(pixels), expected)
+    assert onnx.load(tmp_path / "add.onnx").graph.output[0].name == "logits"
+
+    torch = pytest.importorskip("torch")
+    from edgeguard.targets.twin import Twin
+
+    np.testing.assert_array_equal(Twin(graph)(torch.from_numpy(pixels)).numpy(), expected)
+
+
+def test_scales_too_far_apart_for_the_runtime_are_an_export_error() -> None:
+    pytest.importorskip("onnx")
+    from edgeguard.export.onnx_writer import to_onnx
+
+    graph, _ = all_pairs((1.0, 1024.0, 128.0), signed=False, bits=8)
+    with pytest.raises(ExportError, match="add: the scales of this addition are too far apart"):
+        to_onnx(graph)
 
 
 def test_accumulators_leave_as_int32() -> None:
