@@ -35,10 +35,12 @@ from edgeguard.run import Run
 from edgeguard.targets import Engine, cpu_flags, open_engine
 from edgeguard.verify import VerifyOptions, verify
 from edgeguard.verify.harness import Subject, judge_at, judge_worst, random_places
+from edgeguard.verify.propose import noise
 from edgeguard.verify.statistics import wilson
 
 BATCH = 100
-AGGREGATED_IMAGES = 1000
+AGGREGATED_IMAGES = {"random": 10_000, "worst": 2_000}
+"""Test images on which the patches of all widths are compared; a worst place costs 16 times a random one."""
 
 
 def logits(engine: Engine, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -119,7 +121,7 @@ def study(name: str, run: Run, work: Path, attacked: list[str], options: VerifyO
         cells["attacks"][width] = [{key: row[key] for key in keep} for row in report["attacks"] if row["access"] == "engine"]
         cells["trust"][width], cells["survival"][width] = report["trust"], report["survival"]
     for width in attacked:
-        compute = partial(aggregated, name, width, work, attacked, test, options.stride, AGGREGATED_IMAGES)
+        compute = partial(aggregated, name, width, work, attacked, test, options.stride)
         cells["aggregated"][width] = cached(work / name / f"aggregated-{width}.json", compute)
     return cells
 
@@ -137,24 +139,26 @@ def crafted(report: dict[str, Any]) -> dict[int, Patch]:
     return found
 
 
-def aggregated(name: str, width: str, work: Path, attacked: list[str], test: Dataset, stride: int, count: int) -> dict[str, Any]:
-    """ASR on one engine of the patches crafted on any of the run's attacked widths, and the largest of them."""
-    images, labels = test.images(np.arange(count)), test.labels[:count]
+def aggregated(name: str, width: str, work: Path, attacked: list[str], test: Dataset, stride: int) -> dict[str, Any]:
+    """ASR on one engine of noise and of the patches crafted on any of the run's attacked widths, and the largest."""
+    reports = {source: json.loads((work / name / f"attack-{source}.json").read_text()) for source in attacked}
+    patches = [(source, size, patch) for source, report in reports.items() for size, patch in crafted(report).items()]
+    patches += [("noise", size, noise(size, 0).patch) for size in sorted({size for _, size, _ in patches})]
     rows = []
     with open_engine(Artifact.load(work / f"{name}-{width}")) as engine:
-        subject = Subject.of(engine, images, labels)
-        for source in attacked:
-            for size, patch in crafted(json.loads((work / name / f"attack-{source}.json").read_text())).items():
-                for placement in ("random", "worst"):
-                    if placement == "random":
-                        judged = judge_at(subject, patch, random_places(subject, patch, 0))
-                    else:
-                        judged = judge_worst(subject, patch, stride)
-                    rows.append({"source": source, "patch_size": size, "placement": placement, "asr": judged.asr,
-                                 "n": judged.n, "ci95": list(wilson(judged.successes, judged.n))})  # fmt: skip
+        for placement, count in AGGREGATED_IMAGES.items():
+            subject = Subject.of(engine, test.images(np.arange(count)), test.labels[:count])
+            for source, size, patch in patches:
+                if placement == "random":
+                    judged = judge_at(subject, patch, random_places(subject, patch, 0))
+                else:
+                    judged = judge_worst(subject, patch, stride)
+                rows.append({"source": source, "patch_size": size, "placement": placement, "asr": judged.asr,
+                             "n": judged.n, "ci95": list(wilson(judged.successes, judged.n))})  # fmt: skip
+    made = [row for row in rows if row["source"] != "noise"]
     best = [
-        max((row for row in rows if (row["patch_size"], row["placement"]) == cell), key=lambda row: float(row["asr"]))
-        for cell in sorted({(row["patch_size"], row["placement"]) for row in rows})
+        max((row for row in made if (row["patch_size"], row["placement"]) == cell), key=lambda row: float(row["asr"]))
+        for cell in sorted({(row["patch_size"], row["placement"]) for row in made})
     ]
     return {"rows": rows, "best": best}
 
@@ -171,8 +175,13 @@ def tables(result: dict[str, Any]) -> str:
                 f"| {method} | {bits} | {cell['coverage']:.3f} | {'yes' if same else 'NO'}, n = {cell['equality']['n']:,} "
                 f"| {cell['accuracy']['accuracy']:.2%} [{low:.2%}, {high:.2%}] | {cell['file_bytes']:,} |"
             )
-    lines += ["", "Patches crafted through the engine of the same width:", *asr_table(result, "attacks")]
-    lines += ["", "The strongest of the patches crafted at any attacked width of the run:", *asr_table(result, "aggregated")]
+    titles = {
+        "own": "Patches crafted through the engine of the same width:",
+        "best": "The strongest of the patches crafted at any attacked width of the run, on more images:",
+        "noise": "Random pixels instead of a crafted patch, on the same images:",
+    }
+    for key, title in titles.items():
+        lines += ["", title, *asr_table(result, key)]
     return "\n".join(lines) + "\n"
 
 
@@ -180,11 +189,13 @@ def asr_table(result: dict[str, Any], key: str) -> list[str]:
     """Rows of patch, placement and bits; a column for each run."""
     rows: dict[tuple[int, str, int], dict[str, str]] = {}
     for method, cells in result["runs"].items():
-        for bits, entry in cells[key].items():
-            for row in entry["best"] if key == "aggregated" else entry:
+        for bits, entry in cells["aggregated"].items():
+            chosen = {"own": cells["attacks"][bits], "best": entry["best"],
+                      "noise": [row for row in entry["rows"] if row["source"] == "noise"]}[key]  # fmt: skip
+            for row in chosen:
                 low, high = row["ci95"]
-                source = f", from {row['source']} bits" if key == "aggregated" else ""
-                text = f"{row['asr']:.1%} [{low:.1%}, {high:.1%}], n = {row['n']}{source}"
+                source = f", from {row['source']} bits" if key == "best" else ""
+                text = f"{row['asr']:.1%} [{low:.1%}, {high:.1%}], n = {row['n']:,}{source}"
                 rows.setdefault((row["patch_size"], row["placement"], -int(bits)), {})[method] = text
     names = list(result["runs"])
     header = " | ".join(f"ASR {name}" for name in names)
@@ -201,15 +212,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--attack-bits", default="8,4,2")
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--restarts", type=int, default=2)
     parser.add_argument("--attack-batch", type=int, default=100)
     parser.add_argument("--limit", type=int, default=1000)
     parser.add_argument("--stride", type=int, default=8)
     args = parser.parse_args()
     options = VerifyOptions(accesses=("engine",), patch_sizes=(6, 8), placements=("random", "worst"), stride=args.stride,
-                            steps=args.steps, attack_batch=args.attack_batch, limit=args.limit)  # fmt: skip
+                            steps=args.steps, restarts=args.restarts, attack_batch=args.attack_batch,
+                            limit=args.limit)  # fmt: skip
     result: dict[str, Any] = {
         "schema": "edgeguard.benchmark.cifar10/1", "versions": versions(), "cpu_flags": cpu_flags(), "runs": {},
-        "options": {"steps": args.steps, "attack_batch": args.attack_batch, "limit": args.limit, "stride": args.stride},
+        "options": {"steps": args.steps, "restarts": args.restarts, "attack_batch": args.attack_batch,
+                    "limit": args.limit, "stride": args.stride},
         "asr": "P[engine(x_adv) != y | engine(x) = y]; 95 % Wilson intervals; worst: any place on the stride grid",
     }  # fmt: skip
     for name, _, folder in (entry.partition("=") for entry in args.run):

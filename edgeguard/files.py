@@ -12,7 +12,7 @@ import tempfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,23 +70,26 @@ def read_json(path: Path, limit: int = 64 << 20) -> Any:
         raise InputError(f"{path} is not valid JSON: {exc}") from exc
 
 
-def read_npz(path: Path, limit: int) -> dict[str, NDArray[Any]]:
-    """Read every array of an npz file. Nothing is unpickled, and all sizes are checked before anything is allocated.
+def read_npz(path: Path, limit: int, names: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
+    """Read the arrays of an npz file. Nothing is unpickled, and all sizes are checked before anything is allocated.
 
     Args:
-        limit: the most bytes that all arrays may take together.
+        limit: the most bytes that the arrays may take together.
+        names: read only these, as far as they are there; without it every array.
 
     Raises:
         InputError: missing, truncated, too large, pickled, or not an npz file at all.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
+            every = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            chosen = {name: member for name, member in every.items() if names is None or name in names}
+            members = chosen.values()
             if sum(member.file_size for member in members) > limit:
                 raise InputError(f"{path}: unpacks to more than {limit} bytes")
             for member in members:
                 _check_member(archive, member, path)
-            return {member.filename.removesuffix(".npy"): _read_member(archive, member) for member in members}
+            return {name: _read_member(archive, member) for name, member in chosen.items()}
     except FileNotFoundError as exc:
         raise InputError(f"{path} does not exist") from exc
     except (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
@@ -55,7 +56,7 @@ class Engine(Protocol):
     ) -> None: ...
 
 
-class BaseEngine:
+class BaseEngine(ABC):
     """What all engines share: checks around a call, closing, and the description of the machine.
 
     A runtime implements `_logits` on checked images, and extends `describe` and `close`.
@@ -80,8 +81,9 @@ class BaseEngine:
             raise EngineError(f"{self.name} returned logits that are not finite")
         return logits
 
+    @abstractmethod
     def _logits(self, images: Images) -> Logits:
-        raise NotImplementedError
+        """(N, classes) float32 of images (N, C, H, W) uint8 that were checked and are contiguous."""
 
     def describe(self) -> dict[str, Any]:
         return {"runtime": self.name, "machine": platform.machine(), "cpu_flags": cpu_flags()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -42,8 +43,8 @@ class Straight(torch.autograd.Function):
         return (None, *ctx.step.gradients(inside, ctx.shapes))
 
 
-class Rounding(nn.Module):
-    """An operation that rounds: `integers` are its unclamped results, a new tensor; `gradients` maps back."""
+class Rounding(nn.Module, ABC):
+    """An operation that rounds and clamps."""
 
     def __init__(self, dtype: IntType) -> None:
         super().__init__()
@@ -54,11 +55,13 @@ class Rounding(nn.Module):
             return Straight.apply(self, *inputs)  # type: ignore[no-any-return]
         return self.integers(*inputs).clamp_(*self.limits)
 
+    @abstractmethod
     def integers(self, *inputs: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The unclamped results, a new tensor."""
 
+    @abstractmethod
     def gradients(self, gradient: Tensor, shapes: list[torch.Size]) -> tuple[Tensor, ...]:
-        raise NotImplementedError
+        """The gradient with regard to each input, whose shapes are given, rounding taken for the identity."""
 
     def constant(self, name: str, values: Any, dims: int = 0) -> None:
         """A float32 buffer, followed by `dims` axes of one to broadcast over pixels."""

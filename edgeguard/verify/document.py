@@ -17,12 +17,12 @@ from edgeguard import files
 from edgeguard.artifact import MANIFEST, Artifact
 from edgeguard.data.dataset import Dataset
 from edgeguard.patch import Patch, apply_patch
+from edgeguard.report import SCHEMA
 from edgeguard.verify.harness import Judged, Subject
 from edgeguard.verify.options import VerifyOptions
 from edgeguard.verify.propose import Proposal
 from edgeguard.verify.statistics import wilson
 
-SCHEMA = "edgeguard.report/1"
 EXAMPLES = 6
 UNTARGETED = (
     "ASR = P[engine(x_adv) != y | engine(x) = y]: of the images classified correctly, the share the patch flips"

@@ -73,7 +73,7 @@ def test_the_split_is_put_into_the_name(tmp_path: Path) -> None:
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, "holds no images"),
         ({"class_names": np.array([1, 2])}, "class_names must be"),
         ({"class_names": np.array(["a"])}, "outside its 1 class names"),
-        ({"labels": np.array([0, None], object)}, "holds Python objects"),
+        ({"labels": np.array([0, None], object)}, "holds pickled objects"),
     ],
 )
 def test_wrong_arrays(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
@@ -88,7 +88,7 @@ def test_missing_file_and_missing_array(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=IMAGES)
     with pytest.raises(InputError, match="no array 'labels'"):
         load_npz(tmp_path / "a.npz")
-    with pytest.raises(InputError, match="not a readable NumPy archive"):
+    with pytest.raises(InputError, match="not a readable npz file"):
         load_npz(tmp_path)
 
 
@@ -98,7 +98,7 @@ def test_truncated_and_damaged_files(tmp_path: Path) -> None:
     damaged = [b"", b"hello", whole[: len(whole) // 2], whole[:pixel] + b"\xff" + whole[pixel + 1 :]]
     for content in damaged:
         (tmp_path / "b.npz").write_bytes(content)
-        with pytest.raises(InputError, match=r"b\.npz is not a readable NumPy archive"):
+        with pytest.raises(InputError, match=r"b\.npz is not a readable npz file"):
             load_npz(tmp_path / "b.npz")
 
 
@@ -115,10 +115,10 @@ def test_a_bomb_is_refused_by_its_size(tmp_path: Path) -> None:
     [
         (
             npy(b"{'descr': '|u1', 'fortran_order': False, 'shape': (999999999999, 32, 32, 3)}"),
-            "declares 3071999999996928",
+            "declares .999999999999, 32, 32, 3. uint8",
         ),
-        (npy(b"{'descr': '|u1', 'fortran_order': False, 'shape': (1, 1, 1, 3)}", b"\0" * 50), "declares 3 bytes"),
-        (npy(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", b"cos\nsystem\n"), "holds Python objects"),
+        (npy(b"{'descr': '|u1', 'fortran_order': False, 'shape': (1, 1, 1, 3)}", b"\0" * 50), "declares .1, 1, 1, 3. uint8"),
+        (npy(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", b"cos\nsystem\n"), "holds pickled objects"),
         (npy(b"{'descr': '|u1', 'fortran_order': False, 'shape': (-2, -2)}", b"\0" * 4), "not a readable"),
         (npy(b"__import__('os')"), "not a readable"),
         (npy(b"", version=b"\x09\x00"), "npy version"),
