@@ -49,9 +49,9 @@ class PatchTraining:
     sizes: tuple[int, ...] = (5, 6, 8)
     members: int = 2
     share: float = 0.5
-    per_step: int = 6
+    per_step: int = 3
     step_size: float = 8.0
-    refresh_every: int = 400
+    refresh_every: int = 600
     inner_steps: int = 0
 
     def __post_init__(self) -> None:
