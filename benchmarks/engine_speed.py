@@ -11,6 +11,7 @@ one, and is fed normalized float32 images; the integer engines start from uint8 
 from __future__ import annotations
 
 import argparse
+import functools
 import platform
 import sys
 import tempfile
@@ -21,18 +22,18 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from float_onnx import float_onnx
 
 from edgeguard import files
 from edgeguard.artifact import Artifact
 from edgeguard.errors import EdgeGuardError
+from edgeguard.export.float_onnx import float_onnx
 from edgeguard.targets import cpu_flags
 from edgeguard.targets.ort import open_session
+from edgeguard.targets.timing import interleave
 
-TURN = 5
-"""Timed calls of one turn."""
 SCHEMA = "edgeguard.engine_speed/1"
 FLOAT = "float32"
+MIN_ROUNDS = 50
 
 
 def measure(sessions: dict[str, Any], shape: tuple[int, int, int], batch: int, seconds: float) -> dict[str, Any]:
@@ -40,19 +41,15 @@ def measure(sessions: dict[str, Any], shape: tuple[int, int, int], batch: int, s
     rng = np.random.default_rng(batch)
     pixels = rng.integers(0, 256, (batch, *shape)).astype(np.uint8)
     inputs = {"tensor(uint8)": pixels, "tensor(float)": ((pixels / 255 - 0.47) / 0.25).astype(np.float32)}
-    calls = [(name, s, {s.get_inputs()[0].name: inputs[s.get_inputs()[0].type]}) for name, s in sessions.items()]
-    wall: dict[str, list[float]] = {name: [] for name in sessions}
-    cpu: dict[str, list[float]] = {name: [] for name in sessions}
+    calls = {
+        name: functools.partial(session.run, None, {session.get_inputs()[0].name: inputs[session.get_inputs()[0].type]})
+        for name, session in sessions.items()
+    }
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(wall[FLOAT]) < 50:
-        for name, session, feed in calls:
-            session.run(None, feed)
-            start, start_cpu = time.perf_counter(), time.thread_time()
-            for _ in range(TURN):
-                session.run(None, feed)
-            cpu[name].append((time.thread_time() - start_cpu) / (TURN * batch) * 1e3)
-            wall[name].append((time.perf_counter() - start) / (TURN * batch) * 1e3)
-    return {"wall": {k: np.array(v) for k, v in wall.items()}, "cpu": {k: np.array(v) for k, v in cpu.items()}}
+    times = interleave(calls, lambda rounds: time.perf_counter() < end or rounds < MIN_ROUNDS)
+    scale = 1e3 / batch
+    return {"wall": {name: entry.wall.mean(1) * scale for name, entry in times.items()},
+            "cpu": {name: entry.cpu.mean(1) * scale for name, entry in times.items()}}  # fmt: skip
 
 
 def summary(times: dict[str, Any], batch: int) -> list[dict[str, Any]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgeguard.calib.estimators import ESTIMATORS, Observer
+from edgeguard.calib.estimators import ENTROPY_SAMPLES_PER_BATCH, ESTIMATORS, SAMPLES_PER_BATCH, Observer, merge
 from edgeguard.errors import InputError
 from edgeguard.quant.model import QuantizedModel
 from edgeguard.quant.quantizers import ActivationQuantizer, ScaleGroup
@@ -31,11 +32,12 @@ def calibration_indices(size: int, count: int, seed: int) -> NDArray[np.int64]:
 
 @torch.no_grad()
 def calibrate(
-    model: QuantizedModel, images: NDArray[np.uint8], estimator: str = "mse", batch_size: int = 64
-) -> None:
+    model: QuantizedModel, images: NDArray[np.uint8], estimator: str = "mse", batch_size: int = 64,
+    on_batch: Callable[[int], None] | None = None,
+) -> None:  # fmt: skip
     """Observe the unquantized activations of `images` once, then set scales and exponents for every width, in place.
 
-    images: (N, 3, H, W) uint8. estimator: one of `ESTIMATORS`.
+    images: (N, 3, H, W) uint8. estimator: one of `ESTIMATORS`. on_batch: called with the number of images of each batch.
 
     Raises:
         InputError: an unknown estimator or no images.
@@ -43,7 +45,10 @@ def calibrate(
     if estimator not in ESTIMATORS:
         raise InputError(f"unknown estimator {estimator!r}; expected one of {', '.join(ESTIMATORS)}")
     quantizers = list(model.activation_quantizers().values())
-    observers = [Observer() for _ in quantizers]
+    per_batch = ENTROPY_SAMPLES_PER_BATCH if estimator == "entropy" else SAMPLES_PER_BATCH
+    observers = [
+        Observer(per_batch, -math.inf if q.signed else 0.0, math.inf if q.ceiling is None else q.ceiling) for q in quantizers
+    ]
     device = next(model.parameters()).device
     training = model.training
     model.eval()
@@ -52,13 +57,20 @@ def calibrate(
         quantizer.observer = observer
     try:
         for start in range(0, len(images), batch_size):
-            model(torch.from_numpy(images[start : start + batch_size]).to(device).float())
+            batch = images[start : start + batch_size]
+            model(torch.from_numpy(batch).to(device).float())
+            if on_batch is not None:
+                on_batch(len(batch))
     finally:
         for quantizer in quantizers:
             quantizer.observer = None
         model.enable_quantization(True)
         model.train(training)
-    seen = dict(zip(quantizers, observers, strict=True))
+    ties: dict[int, list[Observer]] = {}
+    for quantizer, observer in zip(quantizers, observers, strict=True):
+        ties.setdefault(quantizer.tie, []).append(observer)
+    shared = {tie: Observer.merged(members) for tie, members in ties.items()}
+    seen = {quantizer: shared[quantizer.tie] for quantizer in quantizers}
     for index, width in enumerate(model.control.widths):
         for group in model.groups():
             _set_group(group, {q: seen[q] for q in model.members(group)}, width, index, estimator)
@@ -67,21 +79,32 @@ def calibrate(
 def _set_group(
     group: ScaleGroup, members: dict[ActivationQuantizer, Observer], width: Width, index: int, estimator: str
 ) -> None:
-    """Choose the group's scale so that power-of-two multiples of it come nearest to what each member wants.
+    """Choose the group's scale so that power-of-two multiples of it come nearest to what each tie wants.
 
+    A tie is one quantizer, or those whose outputs are concatenated: they get one scale for all they have seen together.
     Tensors that are only added are kept at a finer type, so their scale is rounded up: they must not clip.
     """
-    wanted = {q: math.log2(ESTIMATORS[estimator](seen, q.dtype(width))) for q, seen in members.items()}
+    ties: dict[int, list[ActivationQuantizer]] = {}
+    for quantizer in members:
+        ties.setdefault(quantizer.tie, []).append(quantizer)
+    firsts = [tied[0] for tied in ties.values()]
+    wanted = [
+        math.log2(ESTIMATORS[estimator](merge([members[q] for q in tied]), tied[0].dtype(width))) for tied in ties.values()
+    ]
+    residual = [quantizer.role == "residual" for quantizer in firsts]
 
-    def exponent(quantizer: ActivationQuantizer, base: float) -> int:
-        distance = wanted[quantizer] - base
-        return math.ceil(distance) if quantizer.role == "residual" else round(distance)
+    def exponent(number: int, base: float) -> int:
+        distance = wanted[number] - base
+        return math.ceil(distance) if residual[number] else round(distance)
 
     def misfit(base: float) -> float:
-        return sum((wanted[q] - base - exponent(q, base)) ** 2 for q in members if q.role != "residual" or len(members) == 1)
+        counted = (n for n in range(len(wanted)) if not residual[n] or len(wanted) == 1)
+        return sum((wanted[n] - base - exponent(n, base)) ** 2 for n in counted)
 
-    first = next(iter(wanted.values()))
-    base = min((first + step / FRACTIONS for step in range(FRACTIONS)), key=misfit) if len(members) > 1 else first
+    base = wanted[0]
+    if len(wanted) > 1:
+        base = min((wanted[0] + step / FRACTIONS for step in range(FRACTIONS)), key=misfit)
     group.log_scale[index] = base
-    for quantizer in members:
-        quantizer.set_exponent(index, exponent(quantizer, base))
+    for number, tied in enumerate(ties.values()):
+        for quantizer in tied:
+            quantizer.set_exponent(index, exponent(number, base))

@@ -6,11 +6,13 @@ A quantized tensor is integers `q` with a float32 scale `s` and zero point 0: th
   `q = clamp(round_half_even(float32(acc) * m))` with `m = (s_x * s_w[c]) / s_y` in float32, in that order.
 * `Add`: `q = clamp(round_half_even(a * (s_a / s_y) + b * (s_b / s_y)))`; both ratios must be powers of two, so the sum
   is exact in float32 whatever the order or fusion of the operations.
+* `Multiply`: `q = clamp(round_half_even(float32(a * b) * m))` with `m = (s_a * s_b) / s_y` in float32, in that order.
 * `AveragePool`: `q = clamp(round_half_even(float32(sum) * (s_x / (n * s_y))))`, n = the pixels of the window.
 * `Quantize`: `q = clamp(round_half_even(float32(p) / scale[c]) + zero_point[c])` on uint8 pixels p.
-* `Dequantize`: `logits = float32(acc) * scale[c]`.
+* `Lookup`: `q = table[x - qmin]`.
+* `Dequantize`: `logits = float32(q) * scale[c]`.
 
-Everything else moves or clips integers. Shapes are without the batch axis.
+Everything else moves or clips integers.
 """
 
 from __future__ import annotations
@@ -23,164 +25,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeguard.errors import InputError
+from edgeguard.graph_nodes import (
+    Add,
+    AveragePool,
+    Clamp,
+    Concat,
+    Conv,
+    Dequantize,
+    Flatten,
+    Linear,
+    Lookup,
+    MaxPool,
+    Multiply,
+    Node,
+    Pad,
+    Padding,
+    Pair,
+    Quantize,
+    Shape,
+    Shuffle,
+    Slice,
+    Tensor,
+    node_inputs,
+)
 from edgeguard.inttype import IntType
 
-Shape = tuple[int, ...]
-Pair = tuple[int, int]
-Padding = tuple[int, int, int, int]
-"""Zeros added at the top, left, bottom and right."""
+__all__ = [
+    "MAX_RATIO", "Add", "AveragePool", "Clamp", "Concat", "Conv", "Dequantize", "Flatten", "IntegerGraph", "Linear",
+    "Lookup", "MaxPool", "Multiply", "Node", "Pad", "Padding", "Pair", "Quantize", "Shape", "Shuffle", "Slice", "Tensor",
+    "accumulator_bound", "accumulator_reach", "add_ratio", "node_inputs", "requantization",
+]  # fmt: skip
 
 MAX_RATIO = 1 << 7
 """Between the scales of an addition, either way: its sum is then exact in float32."""
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A value between two operations.
-
-    scale: exactly representable in float32; None where the integers have no single scale (pixels, accumulators).
-    """
-
-    name: str
-    shape: Shape
-    dtype: IntType
-    scale: float | None
-
-
-@dataclass(frozen=True, eq=False)
-class Quantize:
-    """Pixels to integers; normalization is folded in. scale: (C,) float32, zero_point: (C,) int32."""
-
-    name: str
-    input: str
-    output: str
-    scale: NDArray[np.float32]
-    zero_point: NDArray[np.int32]
-
-
-@dataclass(frozen=True, eq=False)
-class Conv:
-    """Convolution. weight: (O, I / groups, kh, kw) int8, weight_scale: (O,) float32, bias: (O,) int32."""
-
-    name: str
-    input: str
-    output: str
-    weight: NDArray[np.int8]
-    weight_type: IntType
-    weight_scale: NDArray[np.float32]
-    bias: NDArray[np.int32]
-    stride: Pair
-    padding: Padding
-    dilation: Pair
-    groups: int
-
-
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """Matrix product over (I,). weight: (O, I) int8. An `ACCUMULATOR` output is left as int32, unscaled."""
-
-    name: str
-    input: str
-    output: str
-    weight: NDArray[np.int8]
-    weight_type: IntType
-    weight_scale: NDArray[np.float32]
-    bias: NDArray[np.int32]
-
-
-@dataclass(frozen=True, eq=False)
-class Add:
-    """Sum of two tensors whose scales are powers of two times the output's."""
-
-    name: str
-    input: str
-    other: str
-    output: str
-
-
-@dataclass(frozen=True, eq=False)
-class Concat:
-    """Concatenation along channels of tensors with equal type and scale."""
-
-    name: str
-    inputs: tuple[str, ...]
-    output: str
-
-
-@dataclass(frozen=True, eq=False)
-class MaxPool:
-    """Maximum over windows; padding never wins."""
-
-    name: str
-    input: str
-    output: str
-    kernel: Pair
-    stride: Pair
-    padding: Padding
-
-
-@dataclass(frozen=True, eq=False)
-class AveragePool:
-    """Mean over the whole image when `kernel` equals the input's height and width."""
-
-    name: str
-    input: str
-    output: str
-    kernel: Pair
-    stride: Pair
-
-
-@dataclass(frozen=True, eq=False)
-class Pad:
-    """Zeros around rows and columns (`padding`) and channels (`channels`: before, after)."""
-
-    name: str
-    input: str
-    output: str
-    channels: Pair
-    padding: Padding
-
-
-@dataclass(frozen=True, eq=False)
-class Flatten:
-    """(C, H, W) to (C * H * W,)."""
-
-    name: str
-    input: str
-    output: str
-
-
-@dataclass(frozen=True, eq=False)
-class Clamp:
-    """Integers limited to [low, high]: ReLU and ReLU6."""
-
-    name: str
-    input: str
-    output: str
-    low: int
-    high: int
-
-
-@dataclass(frozen=True, eq=False)
-class Dequantize:
-    """Accumulators to float32 logits. scale: (classes,) float32. Always the last node."""
-
-    name: str
-    input: str
-    output: str
-    scale: NDArray[np.float32]
-
-
-Node = Quantize | Conv | Linear | Add | Concat | MaxPool | AveragePool | Pad | Flatten | Clamp | Dequantize
-
-
-def node_inputs(node: Node) -> tuple[str, ...]:
-    """Names of the tensors a node reads."""
-    if isinstance(node, Concat):
-        return node.inputs
-    if isinstance(node, Add):
-        return (node.input, node.other)
-    return (node.input,)
 
 
 def requantization(input_scale: float, weight_scale: NDArray[np.float32], output_scale: float) -> NDArray[np.float32]:
@@ -265,6 +142,14 @@ class IntegerGraph:
         factor: np.float32 = np.float32(input_scale) / np.float32(count * np.float32(output_scale))
         return factor
 
+    def product_multiplier(self, node: Multiply) -> np.float32:
+        """The float32 factor `(s_a * s_b) / s_y` of a product of two tensors, rounded after each operation."""
+        first, second, output = (self.tensors[name].scale for name in (node.input, node.other, node.output))
+        if first is None or second is None or output is None:
+            raise InputError(f"{node.name}: its inputs and output need a scale")
+        factor: np.float32 = np.float32(np.float32(first) * np.float32(second)) / np.float32(output)
+        return factor
+
     def add_ratios(self, node: Add) -> tuple[float, float]:
         """The exact powers of two by which the integers of both addends are multiplied."""
         first, second, output = (self.tensors[name].scale for name in (node.input, node.other, node.output))
@@ -277,4 +162,6 @@ class IntegerGraph:
         if isinstance(node, Conv):
             _, height, width = self.tensors[node.output].shape
             return int(node.weight.size) * height * width
+        if isinstance(node, Multiply):
+            return int(np.prod(self.tensors[node.output].shape))
         return int(node.weight.size) if isinstance(node, Linear) else 0

@@ -19,6 +19,7 @@ MAX_ELEMENTS = 1 << 28
 """Of one tensor of one image: more is a mistake or an attack."""
 ARRAY_DTYPES = {
     "weight": np.int8, "weight_scale": np.float32, "bias": np.int32, "scale": np.float32, "zero_point": np.int32,
+    "table": np.int16, "slope": np.float32,
 }  # fmt: skip
 LENGTHS = {"stride": 2, "dilation": 2, "kernel": 2, "channels": 2, "padding": 4}
 
@@ -107,6 +108,14 @@ def output_shape(node: Node, inputs: list[Tensor]) -> Shape:
         return channels + sum(node.channels), height + top + bottom, width + left + right
     if isinstance(node, g.Add) and inputs[1].shape != shape:
         raise InputError(f"cannot add {shape} and {inputs[1].shape}")
+    if isinstance(node, g.Multiply) and inputs[1].shape not in (shape, (shape[0], 1, 1)):
+        raise InputError(f"cannot multiply {shape} by {inputs[1].shape}")
+    if isinstance(node, g.Slice):
+        if not 0 <= node.start < node.stop <= shape[0]:
+            raise InputError(f"there are no channels {node.start} to {node.stop} among {shape[0]}")
+        return (node.stop - node.start, *shape[1:])
+    if isinstance(node, g.Shuffle) and (len(shape) != 3 or node.groups < 1 or shape[0] % node.groups):
+        raise InputError(f"cannot shuffle {shape} in {node.groups} groups")
     return (math.prod(shape),) if isinstance(node, g.Flatten) else shape
 
 
@@ -126,7 +135,7 @@ def _check_fields(node: Node) -> None:
             raise InputError(f"its {field.name} must be an array of {np.dtype(dtype)}, got {getattr(value, 'dtype', value)}")
         if length and (len(value) != length or any(type(item) is not int or item < 0 for item in value)):
             raise InputError(f"its {field.name} must be {length} integers, none negative, got {value!r}")
-        if field.name in ("groups", "low", "high") and type(value) is not int:
+        if field.name in ("groups", "low", "high", "start", "stop") and type(value) is not int:
             raise InputError(f"its {field.name} must be an integer, got {value!r}")
         names = value if field.name == "inputs" else (value,) if field.name in ("name", "input", "output", "other") else ()
         if any(type(name) is not str or not name for name in names):
@@ -145,6 +154,16 @@ def _check_types(graph: IntegerGraph, node: Node, inputs: list[Tensor], output: 
         _check_product(graph, node, inputs[0], output)
     elif isinstance(node, g.Add):
         graph.add_ratios(node)
+    elif isinstance(node, g.Multiply):
+        if any(t.dtype.bits > MAX_BITS for t in inputs):
+            raise InputError("it multiplies integers of at most 8 bits")
+        _positive_float32(graph.product_multiplier(node), "its multiplier")
+    elif isinstance(node, g.Lookup):
+        entries = (1 << inputs[0].dtype.bits,)
+        if node.table.shape != entries or node.slope.shape != entries or not output.dtype.allowed(node.table):
+            raise InputError(f"its table and slope need {entries[0]} entries each, those of the table {output.dtype}")
+        if not np.isfinite(node.slope).all():
+            raise InputError("its slope must be finite")
     elif isinstance(node, g.Quantize):
         channels = inputs[0].shape[:1]
         if inputs[0].dtype != PIXEL or node.scale.shape != channels or node.zero_point.shape != channels:

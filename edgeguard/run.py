@@ -1,4 +1,4 @@
-"""The folder that `harden` writes: `config.json`, `checkpoint.safetensors`, `metrics.jsonl` and the patches."""
+"""The folder that `harden` and `calibrate` write: `config.json`, `checkpoint.safetensors`, `metrics.jsonl` and the patches."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Run:
         """
         path = Path(path)
         if not (path / CONFIG).is_file():
-            raise InputError(f"{path} is not a run: it has no {CONFIG}; make one with `edgeguard harden`")
+            raise InputError(f"{path} is not a run: it has no {CONFIG}; make one with `edgeguard harden` or `edgeguard calibrate`")
         config = files.read_json(path / CONFIG)
         if not isinstance(config, dict) or config.get("schema") != SCHEMA:
             raise InputError(f"{path / CONFIG} is not of schema {SCHEMA!r}")
@@ -72,7 +72,8 @@ class Run:
     def scheme(self) -> QuantScheme:
         """The quantization scheme of the run's model."""
         entry = self.config["scheme"]
-        return QuantScheme(self.widths, entry["boundary_bits"], entry["residual_bits"], entry["signed_activations"])
+        limit = entry.get("max_weight_bits", QuantScheme.max_weight_bits)  # runs of version 0.1.0 have none
+        return QuantScheme(self.widths, entry["boundary_bits"], entry["residual_bits"], entry["signed_activations"], limit)
 
     def build(self) -> QuantizedModel:
         """The run's quantized model with untrained weights: its architecture alone.

@@ -6,16 +6,17 @@ are the integers that ship. A negative gain flips its channel's integers, which 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import fx, nn
 
 from edgeguard import graph as g
 from edgeguard.errors import ExportError, InputError
+from edgeguard.export.lower_ops import affine, array, chunk_limits, conv_padding, fold, lookup, max_pool, padding, pair
 from edgeguard.graph_check import output_shape
 from edgeguard.inttype import ACCUMULATOR, PIXEL, IntType
 from edgeguard.quant.batchnorm import SwitchableBatchNorm2d
@@ -25,8 +26,6 @@ from edgeguard.quant.quantizers import ActivationQuantizer, WeightQuantizer
 from edgeguard.quant.width import Width
 
 LOGITS = "logits"
-DEAD_RESOLUTION = 256
-"""Steps per output step of the bias of a channel that batch norm has switched off."""
 
 
 def lower(model: QuantizedModel, width: Width, input_shape: tuple[int, int, int]) -> g.IntegerGraph:
@@ -65,8 +64,8 @@ class _Lowering:
         quantizer = self.model.input_quantizer
         self.tensors["pixels"] = g.Tensor("pixels", shape, PIXEL, None)
         self.tensors["image"] = g.Tensor("image", shape, quantizer.dtype, quantizer.step)
-        scale = _array(quantizer.scale).reshape(-1).astype(np.float32)
-        zero_point = _array(quantizer.zero_point).reshape(-1).astype(np.int32)
+        scale = array(quantizer.scale).reshape(-1).astype(np.float32)
+        zero_point = array(quantizer.zero_point).reshape(-1).astype(np.int32)
         self.nodes.append(g.Quantize("image", "pixels", "image", scale, zero_point))
 
     def visit(self, node: fx.Node) -> None:
@@ -75,6 +74,7 @@ class _Lowering:
             self.values[node] = "image"
             return
         if node.op == "output":
+            self._output(node)
             return
         module = self.model.body.get_submodule(str(node.target)) if node.op == "call_module" else None
         quantizer = activation_quantizer(module) if module is not None else None
@@ -98,30 +98,43 @@ class _Lowering:
         self.values[source] = operation.output
 
     def _activation(self, node: fx.Node, quantizer: ActivationQuantizer) -> None:
-        """A quantization point: emit its head (convolution, linear, addition, average pool) with what is fused into it."""
-        head = node.all_input_nodes[0]
-        norm: SwitchableBatchNorm2d | None = None
-        layer = self.model.body.get_submodule(str(head.target)) if head.op == "call_module" else None
-        if isinstance(layer, SwitchableBatchNorm2d):
-            norm, head = layer, head.all_input_nodes[0]
-            layer = self.model.body.get_submodule(str(head.target))
+        """A quantization point: emit its head with what is fused into it."""
         dtype, scale = quantizer.dtype(self.width), quantizer.scale()
-        name = str(head.target) if head.op == "call_module" else head.name
-        weights = weight_quantizer(layer) if layer is not None else None
-        if layer is not None and weights is not None:
-            operation: g.Node = self._compute(head, name, layer, weights, norm, scale)
-        elif isinstance(layer, nn.AdaptiveAvgPool2d | nn.AvgPool2d):
-            operation = self._average(head, name, layer)
-        elif layer is None and len(head.all_input_nodes) == 2:
-            first, second = (self.values[source] for source in head.all_input_nodes)
-            operation = g.Add(name, first, second, name)
+        head = node.all_input_nodes[0]
+        if head in self.values:  # a ReLU of its own, which is the quantizer's lower limit
+            name = str(node.target)
+            operation: g.Node = lookup(name, self._input(node), nn.ReLU(), dtype, scale)
         else:
-            raise ExportError(f"layer {head.name!r}: {head.target} has no integer form")
+            name, operation = self._head(head, dtype, scale)
         self._emit(operation, node, dtype, scale)
         low, high = quantizer.limits()
         if (low, high) != (dtype.qmin, dtype.qmax):
             clamp = g.Clamp(f"{name}.clamp", operation.output, f"{name}.clamp", low, high)
             self._emit(clamp, node, dtype, scale)
+
+    def _head(self, head: fx.Node, dtype: IntType, scale: float) -> tuple[str, g.Node]:
+        """Name and operation of what makes the values of a quantization point."""
+        norm: SwitchableBatchNorm2d | None = None
+        layer = self.model.body.get_submodule(str(head.target)) if head.op == "call_module" else None
+        if isinstance(layer, SwitchableBatchNorm2d) and head.all_input_nodes[0] not in self.values:
+            norm, head = layer, head.all_input_nodes[0]
+            layer = self.model.body.get_submodule(str(head.target))
+        name = str(head.target) if head.op == "call_module" else head.name
+        weights = weight_quantizer(layer) if layer is not None else None
+        kind = FUNCTIONS.get(_function(head)) or METHODS.get(str(head.target))
+        if layer is not None and weights is not None:
+            return name, self._compute(head, name, layer, weights, norm, scale)
+        if isinstance(layer, SwitchableBatchNorm2d):
+            return name, self._norm(head, name, layer, scale)
+        if isinstance(layer, nn.AdaptiveAvgPool2d | nn.AvgPool2d):
+            return name, self._average(head, name, layer)
+        if layer is not None and MODULES.get(type(layer)) == "function":
+            return name, lookup(name, self._input(head), layer, dtype, scale)
+        if kind in ("add", "multiply") and len(head.all_input_nodes) == 2:
+            parts = [self.tensors[self.values[source]] for source in head.all_input_nodes]
+            first, second = (part.name for part in sorted(parts, key=lambda part: -math.prod(part.shape)))
+            return name, (g.Add if kind == "add" else g.Multiply)(name, first, second, name)
+        raise ExportError(f"layer {head.name!r}: {head.target} has no integer form")
 
     def _compute(self, head: fx.Node, name: str, layer: nn.Module, weights: WeightQuantizer,
                  norm: SwitchableBatchNorm2d | None, output_scale: float | None) -> g.Conv | g.Linear:  # fmt: skip
@@ -129,22 +142,34 @@ class _Lowering:
         if source.scale is None:
             raise ExportError(f"layer {name!r}: its input is not quantized")
         integers, weight_scale = weights.integers(layer.get_parameter("weight"))
-        gain, shift = _affine(layer, norm, int(integers.shape[0]))
+        gain, shift = affine(layer, norm, int(integers.shape[0]))
         weight, scale, bias = fold(
-            _array(integers), _array(weight_scale).reshape(-1), gain, shift, source.scale, source.dtype, output_scale
+            array(integers), array(weight_scale).reshape(-1), gain, shift, source.scale, source.dtype, output_scale
         )
         dtype = weights.dtype(self.width)
         if isinstance(layer, nn.Linear):
             return g.Linear(name, source.name, name, weight, dtype, scale, bias)
-        if not isinstance(layer, nn.Conv2d) or isinstance(layer.padding, str):
-            raise ExportError(f"layer {name!r}: {type(layer).__name__} with padding {getattr(layer, 'padding', None)!r}")
-        rows, columns = int(layer.padding[0]), int(layer.padding[1])
-        return g.Conv(name, source.name, name, weight, dtype, scale, bias, _pair(layer.stride),
-                      (rows, columns, rows, columns), _pair(layer.dilation), layer.groups)  # fmt: skip
+        if not isinstance(layer, nn.Conv2d):
+            raise ExportError(f"layer {name!r}: {type(layer).__name__} has no integer form")
+        return g.Conv(name, source.name, name, weight, dtype, scale, bias, pair(layer.stride),
+                      conv_padding(layer), pair(layer.dilation), layer.groups)  # fmt: skip
+
+    def _norm(self, head: fx.Node, name: str, norm: SwitchableBatchNorm2d, output_scale: float) -> g.Conv:
+        """A batch norm on its own: a depthwise convolution of the largest integers, the gain in their scales."""
+        source = self._input(head)
+        if source.scale is None:
+            raise ExportError(f"layer {name!r}: its input is not quantized")
+        channels = source.shape[0]
+        dtype = self.model.scheme.weight_type("boundary", self.width)
+        gain, shift = affine(nn.Identity(), norm, channels)
+        integers = np.full((channels, 1, 1, 1), dtype.qmax, np.float64)
+        unit = np.full(channels, 1.0 / dtype.qmax)
+        weight, scale, bias = fold(integers, unit, gain, shift, source.scale, source.dtype, output_scale)
+        return g.Conv(name, source.name, name, weight, dtype, scale, bias, (1, 1), (0, 0, 0, 0), (1, 1), channels)
 
     def _average(self, head: fx.Node, name: str, layer: nn.AdaptiveAvgPool2d | nn.AvgPool2d) -> g.AveragePool:
         source = self._input(head)
-        size = _pair(source.shape[1:])
+        size = pair(source.shape[1:])
         if isinstance(layer, nn.AdaptiveAvgPool2d):
             wanted: Any = layer.output_size
             rows, columns = (wanted, wanted) if isinstance(wanted, int) else (wanted[0] or size[0], wanted[1] or size[1])
@@ -152,9 +177,9 @@ class _Lowering:
                 raise ExportError(f"layer {name!r}: pooling {size} to {(rows, columns)} needs windows of unequal size")
             kernel = stride = (size[0] // rows, size[1] // columns)
         else:
-            if _pair(layer.padding) != (0, 0) or layer.ceil_mode or layer.divisor_override:
+            if pair(layer.padding) != (0, 0) or layer.ceil_mode or layer.divisor_override:
                 raise ExportError(f"layer {name!r}: average pooling with padding, ceil_mode or a divisor")
-            kernel, stride = _pair(layer.kernel_size), _pair(layer.stride)
+            kernel, stride = pair(layer.kernel_size), pair(layer.stride)
         return g.AveragePool(name, source.name, name, kernel, stride)
 
     def _logits(self, node: fx.Node, layer: nn.Module) -> None:
@@ -166,25 +191,44 @@ class _Lowering:
         scale = (np.float32(source.scale) * operation.weight_scale).astype(np.float32)
         self.nodes.append(g.Dequantize(LOGITS, operation.output, LOGITS, scale))
 
+    def _output(self, node: fx.Node) -> None:
+        """A model that does not end in a linear layer: its last quantized tensor is dequantized."""
+        if isinstance(self.nodes[-1], g.Dequantize):
+            return
+        source = node.all_input_nodes[0]
+        tensor = self.tensors[self.values[source]]
+        if tensor.scale is None or len(tensor.shape) != 1:
+            raise ExportError(f"layer {source.name!r}: the model must give logits (N, classes), not (N, {tensor.shape})")
+        scale = np.full(tensor.shape, tensor.scale, np.float32)
+        self.nodes.append(g.Dequantize(LOGITS, tensor.name, LOGITS, scale))
+
     def _move(self, node: fx.Node, module: nn.Module | None) -> None:
         """Operations that only move integers, and heads whose quantizer comes later."""
         kind = MODULES.get(type(module)) if module is not None else FUNCTIONS.get(_function(node))
         if node.op == "call_method":
             kind = METHODS.get(str(node.target))
-        if kind in ("add", "avgpool"):
+        if kind in ("add", "multiply", "avgpool", "function"):
             return
-        source, name = self._input(node), str(node.target) if module is not None else node.name
+        name = str(node.target) if module is not None else node.name
+        if kind == "concat":
+            if (node.args[1:] or (node.kwargs.get("dim", 0),))[0] != 1:
+                raise ExportError(f"layer {name!r}: only concatenation along channels has an integer form")
+            inputs = tuple(self.values[part] for part in node.all_input_nodes)
+            first = self.tensors[inputs[0]]
+            self._emit(g.Concat(name, inputs, name), node, first.dtype, first.scale)
+            return
+        source = self._input(node)
         if kind == "maxpool" and isinstance(module, nn.MaxPool2d):
-            if module.ceil_mode or _pair(module.dilation) != (1, 1) or module.return_indices:
-                raise ExportError(f"layer {name!r}: max pooling with ceil_mode, dilation or indices")
-            rows, columns = _pair(module.padding)
-            operation: g.Node = g.MaxPool(name, source.name, name, _pair(module.kernel_size),
-                                          _pair(module.stride), (rows, columns, rows, columns))  # fmt: skip
+            operation: g.Node = max_pool(name, source, module)
+        elif kind == "shuffle" and isinstance(module, nn.ChannelShuffle):
+            operation = g.Shuffle(name, source.name, name, module.groups)
+        elif kind == "slice":
+            operation = g.Slice(name, source.name, name, *chunk_limits(node, source))
         elif kind == "pad":
-            operation = g.Pad(name, source.name, name, *_padding(node, module, name))
+            operation = g.Pad(name, source.name, name, *padding(node, module, name))
         elif kind == "flatten":
             operation = g.Flatten(name, source.name, name)
-        elif kind == "identity":
+        elif kind in ("identity", "chunk"):
             self.values[node] = source.name
             return
         else:
@@ -192,74 +236,5 @@ class _Lowering:
         self._emit(operation, node, source.dtype, source.scale)
 
 
-def fold(integers: NDArray[Any], weight_scale: NDArray[Any], gain: NDArray[np.float64], shift: NDArray[np.float64],
-         input_scale: float, input_type: IntType, output_scale: float | None,
-         ) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32]]:  # fmt: skip
-    """Fold `y = gain * conv(x) + shift` into integers, scales and int32 biases.
-
-    A channel whose gain is so small that its bias leaves 32 bits is off: its weights become 0 and only its bias stays.
-
-    Returns: weight int8 of the shape of `integers`, weight scale (O,) float32, bias (O,) int32.
-    """
-    channels = len(gain)
-    columns = (channels, *[1] * (integers.ndim - 1))
-    weight = (integers * np.where(gain < 0, -1.0, 1.0).reshape(columns)).astype(np.int8)
-    scale = (np.abs(gain) * weight_scale.astype(np.float64)).astype(np.float32)
-    step = np.float64(input_scale) * scale.astype(np.float64)
-    magnitude = np.abs(weight.astype(np.int64)).reshape(channels, -1).sum(1) * max(-input_type.qmin, input_type.qmax)
-    limit = ACCUMULATOR.qmax - magnitude - 1
-    dead = (scale < np.finfo(np.float32).tiny) | (np.abs(shift) > limit * step)
-    if dead.any():
-        fallback = (output_scale or input_scale) / DEAD_RESOLUTION
-        scale = np.where(dead, np.float32(fallback / input_scale), scale).astype(np.float32)
-        step = np.float64(input_scale) * scale.astype(np.float64)
-        weight[dead] = 0
-    bias = np.clip(np.rint(shift / step), -(1 << 30) if dead.any() else -ACCUMULATOR.qmax, ACCUMULATOR.qmax)
-    return weight, scale, bias.astype(np.int32)
-
-
-def _affine(
-    layer: nn.Module, norm: SwitchableBatchNorm2d | None, channels: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Per-channel gain and shift, float64, of a layer's bias and the batch norm behind it."""
-    gain, shift = np.ones(channels), np.zeros(channels)
-    bias = getattr(layer, "bias", None)
-    if bias is not None:
-        shift = shift + _array(bias)
-    if norm is None:
-        return gain, shift
-    current = norm.current()
-    if current.running_mean is None or current.running_var is None:
-        raise ExportError("a batch norm without running statistics cannot be folded")
-    gain = 1.0 / np.sqrt(_array(current.running_var) + current.eps)
-    if current.affine:
-        gain = gain * _array(current.weight)
-    shift = (shift - _array(current.running_mean)) * gain
-    if current.affine:
-        shift = shift + _array(current.bias)
-    return gain, shift
-
-
-def _array(tensor: torch.Tensor) -> NDArray[np.float64]:
-    array: NDArray[np.float64] = tensor.detach().cpu().double().numpy()
-    return array
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
-
-
 def _function(node: fx.Node) -> Any:
     return node.target if node.op == "call_function" else None
-
-
-def _padding(node: fx.Node, module: nn.Module | None, name: str) -> tuple[g.Pair, g.Padding]:
-    """Channel padding and (top, left, bottom, right) of a pad module or call; only zeros have an integer form."""
-    arguments: dict[str, Any] = dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)) | dict(node.kwargs)
-    if module is not None:
-        arguments = {"pad": module.padding, "value": getattr(module, "value", 0.0)}
-    amounts, mode, value = tuple(arguments["pad"]), arguments.get("mode", "constant"), arguments.get("value") or 0.0
-    if mode != "constant" or value != 0.0 or len(amounts) > 6:
-        raise ExportError(f"layer {name!r}: only padding with zeros has an integer form")
-    left, right, top, bottom, before, after = (*(int(a) for a in amounts), *[0] * (6 - len(amounts)))
-    return (before, after), (top, left, bottom, right)

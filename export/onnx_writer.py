@@ -8,22 +8,18 @@ them and `Cast` to INT8, which the runtime folds when it loads the model.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from edgeguard import files
 from edgeguard import graph as g
 from edgeguard.errors import ExportError
+from edgeguard.export.onnx_builder import MICROSOFT, Builder, zero_point_of
 from edgeguard.graph import IntegerGraph
-from edgeguard.inttype import IntType
 
-MICROSOFT = "com.microsoft"
-STORAGE = {2: TensorProto.INT2, 4: TensorProto.INT4, 8: TensorProto.INT8}
-"""ONNX type of a weight by `IntType.storage_bits`."""
 OPSETS = {2: (25, 13), 4: (21, 10), 8: (17, 8)}
 """(opset, IR version) that the smallest weights of a model need."""
 MAX_PARTS = 4
@@ -64,15 +60,11 @@ def to_onnx(graph: IntegerGraph, min_storage_bits: int = 2) -> onnx.ModelProto:
     return model
 
 
-class _Writer:
-    """Collects ONNX nodes. A node of the graph keeps its name on the operation that does its work."""
+class _Writer(Builder):
+    """Writes one operation of the graph after the other."""
 
     def __init__(self, graph: IntegerGraph, min_storage_bits: int) -> None:
-        self.graph = graph
-        self.min_storage_bits = min_storage_bits
-        self.smallest = max(STORAGE)
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = {}
+        super().__init__(graph, min_storage_bits)
         self.readers = {name: [n for n in graph.nodes if name in g.node_inputs(n)] for name in graph.tensors}
         self.pooled: dict[str, str] = {}
         """(N, 1, 1, C) names of tensors (C, 1, 1) that exist in that layout only."""
@@ -86,6 +78,11 @@ class _Writer:
             self.linear(node)
         elif isinstance(node, g.Add):
             self.add(node)
+        elif isinstance(node, g.Multiply):
+            inputs = [*self.quantized(node.input), *self.quantized(node.other), *self.quantized(node.output)[1:]]
+            self.emit("QLinearMul", node, inputs, domain=MICROSOFT)
+        elif isinstance(node, g.Lookup):
+            self.lookup(node)
         elif isinstance(node, g.AveragePool):
             self.average(node)
         elif isinstance(node, g.Dequantize):
@@ -98,6 +95,11 @@ class _Writer:
             self.pad(node)
         elif isinstance(node, g.Concat):
             self.node("Concat", node.name, list(node.inputs), node.output, axis=1)
+        elif isinstance(node, g.Slice):
+            limits = [self.constant(f"int64/{value}", np.array([value])) for value in (node.start, node.stop, 1)]
+            self.node("Slice", node.name, [node.input, *limits[:2], limits[2]], node.output)
+        elif isinstance(node, g.Shuffle):
+            self.shuffle(node)
         elif isinstance(node, g.Flatten):
             source = self.pooled.get(node.input, node.input)
             self.node("Flatten", node.name, [source], node.output, axis=1)
@@ -198,6 +200,24 @@ class _Writer:
         target = [one, self.zero_point(self.graph.tensors[node.output].dtype)]
         self.emit("QLinearConv", node, [both, one, zero, weight, *scale, *target, bias])
 
+    def lookup(self, node: g.Lookup) -> None:
+        """A `Gather` from 256 entries, which reads nothing but integers; what the input never holds is zero."""
+        source, output = (self.graph.tensors[name].dtype for name in (node.input, node.output))
+        values = np.full(256, zero_point_of(output), np.uint8)
+        first = source.qmin + zero_point_of(source)
+        values[first : first + len(node.table)] = node.table + zero_point_of(output)
+        table = self.constant(f"{node.name}/table", values)
+        index = self.node("Cast", f"{node.name}/index", [node.input], to=TensorProto.INT32)
+        self.node("Gather", node.name, [table, index], node.output, axis=0)
+
+    def shuffle(self, node: g.Shuffle) -> None:
+        channels, height, width = self.graph.tensors[node.input].shape
+        grouped = np.array([0, node.groups, channels // node.groups, height * width])
+        whole = np.array([0, channels, height, width])
+        parts = self.node("Reshape", f"{node.name}/group", [node.input, self.constant(f"{node.name}/groups", grouped)])
+        swapped = self.node("Transpose", f"{node.name}/swap", [parts], perm=(0, 2, 1, 3))
+        self.node("Reshape", node.name, [swapped, self.constant(f"{node.name}/shape", whole)], node.output)
+
     def average(self, node: g.AveragePool) -> None:
         source = self.graph.tensors[node.input]
         if source.shape[1:] != node.kernel:
@@ -245,61 +265,3 @@ class _Writer:
         one = self.constant("float/1.0", np.float32(1))
         points = [self.zero_point(self.graph.tensors[name].dtype) for name in (source, node.output)]
         return [source, one, points[0], weight, *self.weight_quantization(node, factor), one, points[1]]
-
-    def emit(self, op: str, node: g.Node, inputs: list[str], output: str | None = None, **attributes: Any) -> None:
-        """An operation that saturates at uint8, then the `Clip` of its type where that is narrower."""
-        dtype, output = self.graph.tensors[node.output].dtype, output or node.output
-        if (dtype.qmin, dtype.qmax) == (-zero_point_of(dtype), 255 - zero_point_of(dtype)):
-            self.node(op, node.name, inputs, output, **attributes)
-        else:
-            wide = self.node(op, node.name, inputs, **attributes)
-            self.clip(f"{node.name}/clip", wide, output, dtype.qmin, dtype.qmax, zero_point_of(dtype))
-
-    def clip(self, name: str, source: str, output: str, low: int, high: int, zero_point: int | None = None) -> None:
-        zero_point = zero_point_of(self.graph.tensors[output].dtype) if zero_point is None else zero_point
-        limits = [min(max(q + zero_point, 0), 255) for q in (low, high)]
-        self.node("Clip", name, [source, *(self.constant(f"uint8/{q}", np.uint8(q)) for q in limits)], output)
-
-    def weight(self, node: g.Conv | g.Linear, values: NDArray[np.int8]) -> str:
-        bits = max(node.weight_type.storage_bits, self.min_storage_bits)
-        self.smallest = min(self.smallest, bits)
-        return self.stored(f"{node.name}/weight", values, bits)
-
-    def stored(self, name: str, values: NDArray[np.int8], bits: int) -> str:
-        """int8 values, in the file as ONNX INT2, INT4 or INT8."""
-        if bits == max(STORAGE):
-            return self.constant(name, values)
-        stored = self.constant(f"{name}/stored", values.astype(helper.tensor_dtype_to_np_dtype(STORAGE[bits])))
-        return self.node("Cast", f"{name}/cast", [stored], name, to=TensorProto.INT8)
-
-    def weight_quantization(self, node: g.Node, scale: NDArray[np.float32]) -> list[str]:
-        # Not shared: the runtime's rewriting for CPUs without VNNI would fail. A Gemm wants one for each scale.
-        values = np.zeros(len(scale) if isinstance(node, g.Linear) else (), np.int8)
-        zero_point = self.constant(f"{node.name}/weight_zero_point", values)
-        return [self.constant(f"{node.name}/weight_scale", scale), zero_point]
-
-    def quantized(self, tensor: str) -> list[str]:
-        """A tensor with its scale and zero point: the three inputs that QLinear operations expect."""
-        scale = np.float32(self.graph.tensors[tensor].scale or 0)
-        return [tensor, self.constant(f"{tensor}/activation_scale", scale), self.zero_point(self.graph.tensors[tensor].dtype)]
-
-    def zero_point(self, dtype: IntType) -> str:
-        value = zero_point_of(dtype)
-        return self.constant(f"uint8/{value}", np.uint8(value))
-
-    def constant(self, name: str, values: Any) -> str:
-        array = np.asarray(values)
-        tensor = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
-        if self.initializers.setdefault(name, tensor) != tensor:
-            raise ExportError(f"two different constants are called {name!r}; rename the layer")
-        return name
-
-    def node(self, op: str, name: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
-        output = output or f"{name}/{op}"
-        self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
-        return output
-
-
-def zero_point_of(dtype: IntType) -> int:
-    """What the file's uint8 value exceeds the integer by."""
-    return 128 if dtype.signed else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -16,48 +15,40 @@ from onnx import TensorProto, numpy_helper
 
 from edgeguard import graph as g
 from edgeguard.errors import ExportError
+from edgeguard.export.kernels import (
+    BITS,
+    FLOAT_BITS,
+    INTEGER_BITS,
+    INTEGER_KERNELS,
+    PARAMETER_OPS,
+    RENAMED,
+    WEIGHT_INPUT,
+    live,
+)
 from edgeguard.graph import IntegerGraph
 from edgeguard.targets import Engine, reference
 from edgeguard.targets.ort import OrtEngine, write_optimized
 
 BATCH = 32
 
-INTEGER_KERNELS = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "MatMulInteger", "ConvInteger"})
-"""Operations whose kernels multiply integers. Any other that is not in `MOVES` counts as float."""
-
 MOVES = frozenset({
-    "Add", "AveragePool", "Cast", "Clip", "Concat", "DequantizeLinear", "Div", "Flatten", "GlobalAveragePool",
+    "Add", "AveragePool", "Cast", "Clip", "Concat", "DequantizeLinear", "Div", "Flatten", "Gather", "GlobalAveragePool",
     "Identity", "MaxPool", "Mul", "NhwcMaxPool", "Pad", "QLinearAdd", "QLinearAveragePool", "QLinearConcat",
     "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QuantizeLinear", "Relu", "ReorderInput", "ReorderOutput",
-    "Reshape", "Round", "Slice", "Squeeze", "Transpose", "Unsqueeze",
+    "Reshape", "Round", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
-"""Operations without multiply-accumulates."""
-
-WEIGHT_INPUT = {
-    "QLinearConv": 3, "QGemm": 3, "QLinearMatMul": 3, "MatMulInteger": 1, "ConvInteger": 1, "Conv": 1, "Gemm": 1,
-    "MatMul": 1,
-}  # fmt: skip
-PARAMETER_OPS = frozenset({
-    "Cast", "Clip", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Transpose", "Unsqueeze",
-})  # fmt: skip
-"""What may stand between a stored weight and the operation that uses it."""
-
-BITS: dict[int, int] = {
-    TensorProto.INT2: 2, TensorProto.UINT2: 2, TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.INT8: 8,
-    TensorProto.UINT8: 8, TensorProto.INT16: 16, TensorProto.UINT16: 16, TensorProto.FLOAT16: 16,
-    TensorProto.BFLOAT16: 16, TensorProto.INT32: 32, TensorProto.FLOAT: 32, TensorProto.DOUBLE: 64,
-}  # fmt: skip
-FLOAT_BITS, INTEGER_BITS = 32, 8
-RENAMED = re.compile(r"(_token_\d+|_nchwc|_nhwc)+$")
-"""What the runtime appends to names of nodes and tensors it rewrites."""
+"""Operations without multiply-accumulates in an export of ours. Any other that is no integer kernel counts as float.
+Products of two tensors are found by their names, so a float `Mul` in the place of one is seen."""
 
 
-def prove(graph: IntegerGraph, onnx_path: Path, images: NDArray[np.uint8], allow_float: bool = False) -> dict[str, Any]:
+def prove(graph: IntegerGraph, onnx_path: Path, images: NDArray[np.uint8], allow_float: bool = False,
+          wide: bool = True) -> dict[str, Any]:  # fmt: skip
     """Examine an ONNX model of a graph, as ONNX Runtime executes it.
 
     Args:
         images: (N, 3, H, W) uint8 real images, on which logits are compared with the reference.
         allow_float: report layers in float and differing logits instead of raising.
+        wide: as `OrtEngine` takes it.
 
     Returns:
         A JSON document: `integer_mac_coverage`, `macs`, `allowed` (every stored weight is within its integer type),
@@ -69,11 +60,12 @@ def prove(graph: IntegerGraph, onnx_path: Path, images: NDArray[np.uint8], allow
             found in the file or in the optimized graph, or the images whose logits differ.
     """
     stored = _StoredModel(onnx.load(onnx_path, load_external_data=False), graph)
-    kernels, foreign, provider = _kernels(onnx_path, stored)
+    kernels, foreign, provider = _kernels(onnx_path, stored, wide)
     layers = [_layer(graph, node, stored, kernels[node.name], provider) for node in _layers(graph)]
+    layers += [_product(graph, node, kernels[node.name], provider) for node in _products(graph)]
     total = sum(layer["macs"] for layer in layers) + sum(item["macs"] for item in foreign)
     integer = sum(layer["macs"] for layer in layers if layer["compute_bits"] == INTEGER_BITS)
-    with OrtEngine(onnx_path, graph.input_shape, graph.num_classes) as engine:
+    with OrtEngine(onnx_path, graph.input_shape, graph.num_classes, wide=wide) as engine:
         differing, difference = _compare(graph, engine, images)
         runtime = engine.describe()
     if not allow_float:
@@ -93,6 +85,10 @@ def prove(graph: IntegerGraph, onnx_path: Path, images: NDArray[np.uint8], allow
 
 def _layers(graph: IntegerGraph) -> Iterator[g.Conv | g.Linear]:
     return (node for node in graph.nodes if isinstance(node, g.Conv | g.Linear))
+
+
+def _products(graph: IntegerGraph) -> Iterator[g.Multiply]:
+    return (node for node in graph.nodes if isinstance(node, g.Multiply))
 
 
 class _StoredModel:
@@ -118,6 +114,11 @@ class _StoredModel:
                 if constant is not None and np.prod(constant.dims) > 1:  # the runtime merges equal scalars
                     for name in chain:
                         parameters.setdefault(name, set()).add(layer.name)
+        outputs = {node.name: node.output[0] for node in model.graph.node}
+        self.products = {node.name for node in _products(graph)}
+        if missing := self.products - outputs.keys():
+            raise ExportError(f"the products {sorted(missing)} are not in the ONNX file")
+        self.names |= {name: product for product in self.products for name in (product, outputs[product])}
         self.parameters = {name: layers.pop() for name, layers in parameters.items() if len(layers) == 1}
         """Layer by the names of the constants that it alone uses."""
 
@@ -147,17 +148,17 @@ class _StoredModel:
         return found.pop() if found else None
 
 
-def _kernels(path: Path, stored: _StoredModel) -> tuple[dict[str, str], list[dict[str, Any]], str]:
+def _kernels(path: Path, stored: _StoredModel, wide: bool) -> tuple[dict[str, str], list[dict[str, Any]], str]:
     """Operation type of each layer in the optimized graph; the operations there that belong to none; the provider."""
     with tempfile.TemporaryDirectory(prefix="edgeguard-") as folder:
         optimized = Path(folder) / "optimized.onnx"
-        provider = write_optimized(path, optimized)
+        provider = write_optimized(path, optimized, wide)
         model = onnx.load(optimized)
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
     found: list[tuple[str, str]] = []
     foreign: list[dict[str, Any]] = []
-    for node in _live(model.graph):
-        if node.op_type in MOVES:
+    for node in live(model.graph):
+        if node.op_type in MOVES and stored.names.get(RENAMED.sub("", node.name)) not in stored.products:
             continue
         layer = stored.layer_of(node)
         if layer is not None:
@@ -166,19 +167,10 @@ def _kernels(path: Path, stored: _StoredModel) -> tuple[dict[str, str], list[dic
             at_least = max((sizes.get(name, 0) for name in node.input), default=0)
             foreign.append({"name": node.name, "op": node.op_type, "macs": at_least})
     times = Counter(layer for layer, _ in found)
-    unclear = [layer for layer in stored.weights if times[layer] != 1]
+    unclear = [layer for layer in (*stored.weights, *sorted(stored.products)) if times[layer] != 1]
     if unclear:
         raise ExportError(f"not exactly one kernel in the runtime's optimized graph for: {', '.join(unclear)}")
     return dict(found), foreign, provider
-
-
-def _live(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """The nodes that the outputs depend on; a decoy that feeds nothing counts for nothing."""
-    needed = {output.name for output in graph.output}
-    for node in reversed(graph.node):
-        if needed & set(node.output):
-            needed |= set(node.input)
-            yield node
 
 
 def _layer(
@@ -200,6 +192,19 @@ def _layer(
         "compute_bits": INTEGER_BITS if kernel in INTEGER_KERNELS else FLOAT_BITS,
         "kernel": f"{kernel} ({provider})",
         "allowed": node.weight_type.allowed(values),
+    }
+
+
+def _product(graph: IntegerGraph, node: g.Multiply, kernel: str, provider: str) -> dict[str, Any]:
+    """A product of two tensors: nothing of it is stored."""
+    return {
+        "name": node.name,
+        "op": "multiply",
+        "macs": graph.macs(node),
+        "storage_bits": 0,
+        "compute_bits": INTEGER_BITS if kernel in INTEGER_KERNELS else FLOAT_BITS,
+        "kernel": f"{kernel} ({provider})",
+        "allowed": True,
     }
 
 

@@ -6,7 +6,7 @@ import platform
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,11 @@ Logits = NDArray[np.float32]
 """(N, classes) float32."""
 
 RUNTIMES = ("ort", "reference", "twin")
+"""Engines whose logits are the same bits."""
+PLAN = "model.plan"
+Own = TypeVar("Own", bound="BaseEngine")
+OTHERS = ("openvino", "trt")
+"""Engines that may differ by a step, and execute artifacts of their own targets only."""
 
 
 @runtime_checkable
@@ -91,7 +96,7 @@ class BaseEngine(ABC):
     def close(self) -> None:
         self._closed = True
 
-    def __enter__(self) -> Engine:
+    def __enter__(self: Own) -> Own:
         return self
 
     def __exit__(
@@ -104,22 +109,18 @@ def open_engine(artifact: Artifact, runtime: str | None = None, threads: int = 0
     """Load an artifact into a runtime.
 
     Args:
-        runtime: one of `RUNTIMES`; without it the artifact's own target.
+        runtime: one of `RUNTIMES` or `OTHERS`; without it that of the artifact's own target.
         threads: threads of one operation; 0 leaves the choice to the runtime. The reference uses NumPy's.
 
     Raises:
-        InputError: an unknown runtime or a negative number of threads.
+        InputError: an unknown runtime, one that the artifact was not exported for, or a negative number of threads.
         MissingDependency: the runtime is not installed; says how to install it.
         EngineError: the runtime cannot load the model.
     """
-    runtime = runtime or artifact.target
+    own = artifact_runtime(artifact)
+    runtime = runtime or own
     if threads < 0:
         raise InputError(f"{threads} threads make no sense; expected 0 (the runtime's choice) or more")
-    if runtime == "ort":
-        from edgeguard.targets.ort import OrtEngine
-
-        channels, height, width = artifact.manifest["input_shape"]
-        return OrtEngine(artifact.onnx, (channels, height, width), artifact.manifest["num_classes"], threads)
     if runtime == "reference":
         from edgeguard.targets.reference import ReferenceEngine
 
@@ -129,7 +130,37 @@ def open_engine(artifact: Artifact, runtime: str | None = None, threads: int = 0
         from edgeguard.targets.twin import TwinEngine
 
         return TwinEngine(artifact.graph(), threads=threads)
-    raise InputError(f"unknown runtime {runtime!r}; expected one of {', '.join(RUNTIMES)}")
+    if runtime not in (*RUNTIMES, *OTHERS):
+        raise InputError(f"unknown runtime {runtime!r}; expected one of {', '.join((*RUNTIMES, *OTHERS))}")
+    if runtime != own:
+        raise InputError(f"{artifact.path} was exported for {own!r}; {runtime!r} cannot execute it, export it for that target")
+    return _deployed(artifact, runtime, threads)
+
+
+def _deployed(artifact: Artifact, runtime: str, threads: int) -> Engine:
+    channels, height, width = artifact.manifest["input_shape"]
+    shape, classes = (channels, height, width), artifact.manifest["num_classes"]
+    if runtime == "openvino":
+        from edgeguard.targets.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(artifact.onnx, shape, classes, threads)
+    if runtime == "trt":
+        plan = artifact.path / PLAN
+        if not plan.is_file():
+            raise InputError(f"{artifact.path} holds no {PLAN}: it was exported with --onnx-only; export it without")
+        from edgeguard.targets.tensorrt import TensorRTEngine
+
+        return TensorRTEngine(plan, shape, classes)
+    from edgeguard.targets.ort import OrtEngine
+
+    profile = artifact.manifest.get("profile") or {}
+    return OrtEngine(artifact.onnx, shape, classes, threads, wide=profile.get("saturates") is not False)
+
+
+def artifact_runtime(artifact: Artifact) -> str:
+    """The runtime that an artifact was exported for; before there were target profiles it had the target's name."""
+    profile = artifact.manifest.get("profile")
+    return str(profile.get("runtime")) if isinstance(profile, dict) else artifact.target
 
 
 def check_images(images: Any, expected: tuple[int, int, int]) -> None:

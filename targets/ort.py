@@ -31,6 +31,7 @@ class OrtEngine(BaseEngine):
 
     Args:
         threads: intra-op threads; 0 leaves the choice to the runtime.
+        wide: whether weights may be so large that products saturate on some CPUs; see `session_options`.
 
     Raises:
         EngineError: the runtime cannot load the model, or the model has other inputs or outputs.
@@ -39,10 +40,11 @@ class OrtEngine(BaseEngine):
 
     name = "ort"
 
-    def __init__(self, path: Path, input_shape: tuple[int, int, int], num_classes: int, threads: int = 0) -> None:
+    def __init__(self, path: Path, input_shape: tuple[int, int, int], num_classes: int, threads: int = 0,
+                 wide: bool = True) -> None:  # fmt: skip
         super().__init__(input_shape, num_classes)
-        self.threads = threads
-        self._session = open_session(path, threads)
+        self.threads, self.wide = threads, wide
+        self._session = open_session(path, threads, wide=wide)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         types = [value.type for value in (*inputs, *outputs)]
         if types != ["tensor(uint8)", "tensor(float)"]:
@@ -59,7 +61,7 @@ class OrtEngine(BaseEngine):
     def describe(self) -> dict[str, Any]:
         return {
             **super().describe(), "version": require("onnxruntime", None).__version__, "provider": PROVIDER,
-            "threads": self.threads, "options": session_options(),
+            "threads": self.threads, "options": session_options(self.wide),
         }  # fmt: skip
 
     def close(self) -> None:
@@ -78,12 +80,12 @@ def saturates() -> bool:
     return int(session.run(None, {"a": a, "b": b})[0].item()) != 4 * 255 * 127
 
 
-def session_options() -> dict[str, str]:
-    """Session configuration entries that this CPU needs."""
-    return {PRECISION: "1"} if saturates() else {}
+def session_options(wide: bool = True) -> dict[str, str]:
+    """Session configuration entries that this CPU needs. wide: for weights of 8 bits, whose products can saturate."""
+    return {PRECISION: "1"} if wide and saturates() else {}
 
 
-def open_session(path: Path, threads: int = 0, optimized: Path | None = None) -> Any:
+def open_session(path: Path, threads: int = 0, optimized: Path | None = None, wide: bool = True) -> Any:
     """An `onnxruntime.InferenceSession` with the options of every engine here.
 
     Args:
@@ -93,7 +95,7 @@ def open_session(path: Path, threads: int = 0, optimized: Path | None = None) ->
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors; it warns that an optimized graph is for this machine only
-    for key, value in session_options().items():
+    for key, value in session_options(wide).items():
         options.add_session_config_entry(key, value)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
@@ -103,13 +105,13 @@ def open_session(path: Path, threads: int = 0, optimized: Path | None = None) ->
         raise EngineError(f"onnxruntime {ort.__version__} cannot load {path}: {exc}") from exc
 
 
-def write_optimized(path: Path, optimized: Path) -> str:
+def write_optimized(path: Path, optimized: Path, wide: bool = True) -> str:
     """Write the graph that the runtime executes for a model, and return the provider that executes all of it.
 
     Raises:
         EngineError: the model cannot be loaded.
     """
-    session = open_session(path, optimized=optimized)
+    session = open_session(path, optimized=optimized, wide=wide)
     if session.get_providers() != [PROVIDER]:
         raise EngineError(f"onnxruntime chose {session.get_providers()} instead of {PROVIDER} alone")
     return PROVIDER

@@ -74,6 +74,12 @@ def execute(graph: IntegerGraph, node: g.Node, inputs: list[Array]) -> Array:
     if isinstance(node, g.Add):
         first, second = (np.float32(ratio) for ratio in graph.add_ratios(node))
         return _to_integers(np.rint(x.astype(np.float32) * first + inputs[1].astype(np.float32) * second), dtype)
+    if isinstance(node, g.Multiply):
+        return requantize(x.astype(np.int32) * inputs[1], graph.product_multiplier(node), dtype)
+    if isinstance(node, g.Lookup):
+        index = x.astype(np.int16) - graph.tensors[node.input].dtype.qmin
+        found: Array = node.table.astype(dtype.container)[index]
+        return found
     return _move(node, inputs, dtype)
 
 
@@ -81,6 +87,11 @@ def _move(node: g.Node, inputs: list[Array], dtype: IntType) -> Array:
     x = inputs[0]
     if isinstance(node, g.Concat):
         return np.concatenate(inputs, 1)
+    if isinstance(node, g.Slice):
+        return x[:, node.start : node.stop]
+    if isinstance(node, g.Shuffle):
+        grouped = x.reshape(len(x), node.groups, -1, *x.shape[2:])
+        return np.asarray(grouped.swapaxes(1, 2).reshape(x.shape))
     if isinstance(node, g.MaxPool):
         x = _pad(x, node.padding, dtype.qmin)
         windows = sliding_window_view(x, node.kernel, axis=(2, 3))[:, :, :: node.stride[0], :: node.stride[1]]

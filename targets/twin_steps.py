@@ -18,6 +18,7 @@ from edgeguard import graph as g
 from edgeguard.errors import InputError
 from edgeguard.graph import IntegerGraph
 from edgeguard.inttype import IntType
+from edgeguard.targets.twin_elementwise import Lookup, Multiply
 
 EXACT_FLOAT32 = 1 << 24
 
@@ -231,6 +232,10 @@ class Move(nn.Module):
         node, x = self.node, inputs[0]
         if isinstance(node, g.Concat):
             return torch.cat(inputs, 1)
+        if isinstance(node, g.Slice):
+            return x[:, node.start : node.stop]
+        if isinstance(node, g.Shuffle):
+            return functional.channel_shuffle(x, node.groups)
         if isinstance(node, g.Flatten):
             return x.flatten(1)
         top, left, bottom, right = node.padding if isinstance(node, g.Pad | g.MaxPool) else (0, 0, 0, 0)
@@ -252,6 +257,10 @@ def step_of(graph: IntegerGraph, node: g.Node) -> nn.Module:
         return Product(graph, node)
     if isinstance(node, g.Add):
         return Add(graph, node)
+    if isinstance(node, g.Multiply):
+        return Multiply(graph, node)
+    if isinstance(node, g.Lookup):
+        return Lookup(graph, node)
     if isinstance(node, g.AveragePool):
         return AveragePool(graph, node)
     if isinstance(node, g.Clamp):

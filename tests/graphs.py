@@ -50,6 +50,7 @@ class Builder:
     multiplier = IntegerGraph.multiplier
     average_multiplier = IntegerGraph.average_multiplier
     add_ratios = IntegerGraph.add_ratios
+    product_multiplier = IntegerGraph.product_multiplier
 
     def conv(
         self, x: str, out: int, kernel: int | tuple[int, int] = 3, stride: int = 1, padding: Any = None,
@@ -113,6 +114,23 @@ class Builder:
         name = f"{cls.__name__.lower()}{len(self.nodes)}"
         return self.append(cls(name, x, f"{name}.out", *arguments), self.tensors[x].dtype, self.tensors[x].scale)
 
+    def lookup(self, x: str, function: Any, signed: bool = True, bits: int | None = None) -> str:
+        """A function of real values and its derivative, as a table. function: array to (values, derivatives)."""
+        source, dtype, name = self.tensors[x], IntType(bits or self.bits, signed), f"lookup{len(self.nodes)}"
+        step = source.scale or 0.0
+        values, slopes = function(np.arange(source.dtype.qmin, source.dtype.qmin + (1 << source.dtype.bits)) * step)
+        scale = float(np.float32(np.abs(values).max() * 0.8 / dtype.qmax))
+        inside = np.abs(np.rint(values / scale) * 2 - dtype.qmin - dtype.qmax) <= dtype.qmax - dtype.qmin
+        table = np.clip(np.rint(values / scale), dtype.qmin, dtype.qmax).astype(np.int16)
+        slope = np.where(inside, slopes * step / scale, 0).astype(np.float32)
+        return self.append(g.Lookup(name, x, f"{name}.out", table, slope), dtype, scale)
+
+    def multiply(self, x: str, other: str, signed: bool = True) -> str:
+        name, dtype = f"multiply{len(self.nodes)}", IntType(self.bits, signed)
+        factors = [self.values[part] * (self.tensors[part].scale or 0.0) for part in (x, other)]
+        scale = float(np.float32(np.quantile(np.abs(factors[0] * factors[1]), 0.97) / dtype.qmax))
+        return self.append(g.Multiply(name, x, other, f"{name}.out"), dtype, scale)
+
     def concat(self, *inputs: str) -> str:
         name = f"concat{len(self.nodes)}"
         first = self.tensors[inputs[0]]
@@ -160,6 +178,32 @@ def every_op(bits: int, seed: int = 1) -> IntegerGraph:
     x = b.average(x, 3, 2)
     x = b.linear(b.move(g.Flatten, x), 24)
     return b.finish(b.linear(x, 10, bits=8, accumulators=True))
+
+
+def silu(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    gate = 1 / (1 + np.exp(-x))
+    return x * gate, gate * (1 + x * (1 - gate))
+
+
+def sigmoid(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    gate = 1 / (1 + np.exp(-x))
+    return gate, gate * (1 - gate)
+
+
+@functools.cache
+def gated(bits: int, seed: int = 2) -> IntegerGraph:
+    """Tables, products and channel moves: SiLU, squeeze-and-excite, channel shuffle and split, ceil-mode pooling."""
+    b = Builder(bits, (3, 13, 11), seed)
+    x = b.lookup(b.conv(b.quantize(), 8, bits=8, signed=True), silu)
+    gate = b.conv(b.average(x, bits=8), 8, kernel=1, padding=(0, 0, 0, 0), signed=True)
+    x = b.multiply(x, b.lookup(gate, sigmoid, signed=False, bits=8))
+    x = b.move(g.Shuffle, x, 2)
+    left, right = b.move(g.Slice, x, 0, 3), b.move(g.Slice, x, 3, 8)
+    x = b.move(g.Shuffle, b.concat(right, left), 4)
+    x = b.multiply(x, b.lookup(x, sigmoid, signed=False), signed=True)
+    x = b.move(g.MaxPool, x, (2, 2), (2, 2), (0, 0, 1, 1))
+    x = b.conv(x, 6, stride=2)
+    return b.finish(b.linear(b.move(g.Flatten, x), 10, bits=8, accumulators=True))
 
 
 @functools.cache

@@ -158,6 +158,32 @@ def test_what_is_not_exact_is_refused(changes: Changes, node: str, message: str)
         IntegerGraph(nodes, tensors)
 
 
+@pytest.mark.parametrize(
+    ("changes", "node", "message"),
+    [
+        (change(g.Multiply, other="quantized"), "Multiply", "multiply"),
+        (change(g.Lookup, table=lambda node: node.table[:-1]), "Lookup", "table"),
+        (change(g.Lookup, table=lambda node: node.table + 100), "Lookup", "table"),
+        (change(g.Lookup, table=lambda node: node.table.astype(np.int32)), "Lookup", "int16"),
+        (change(g.Lookup, slope=lambda node: node.slope * np.float32(np.nan)), "Lookup", "slope"),
+        (change(g.Slice, stop=9), "Slice", "no channels 0 to 9"),
+        (change(g.Slice, start=3), "Slice", "no channels 3 to 3"),
+        (change(g.Slice, start=1.0), "Slice", "integer"),
+        (change(g.Shuffle, groups=3), "Shuffle", "3 groups"),
+        (output(g.Shuffle, scale=0.5), "Shuffle", "equal"),
+    ],
+)
+def test_tables_products_and_channel_moves_are_checked(changes: Changes, node: str, message: str) -> None:
+    nodes, tensors = changes(graphs.gated(4))
+    with pytest.raises(InputError, match=rf"{node}.*{message}"):
+        IntegerGraph(nodes, tensors)
+
+
+def test_products_of_tensors_count_as_multiply_accumulates() -> None:
+    graph = graphs.gated(4)
+    assert [graph.macs(node) for node in graph.nodes if isinstance(node, g.Multiply)] == [8 * 13 * 11] * 2
+
+
 def without_last(graph: IntegerGraph) -> Any:
     return graph.nodes[:-1], graph.tensors
 

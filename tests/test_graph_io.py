@@ -27,7 +27,7 @@ def stored(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("build", [graphs.every_op, graphs.resnet20])
+@pytest.mark.parametrize("build", [graphs.every_op, graphs.gated, graphs.resnet20])
 def test_round_trip(build: Any, tmp_path: Path) -> None:
     graph = build(2)
     save_graph(graph, tmp_path / "a.npz")

@@ -11,6 +11,7 @@ from small_artifact import write_artifact
 from edgeguard import files
 from edgeguard.artifact import Artifact
 from edgeguard.errors import ArtifactError
+from edgeguard.graph import Conv, Linear
 from edgeguard.inspection import format_inspection, inspect_artifact
 
 LAYERS = [
@@ -37,6 +38,8 @@ def test_document(tmp_path: Path) -> None:
         "identical_to_reference": True,
         "macs": 31128,
         "file_bytes": 0,
+        "float32_bytes": None,
+        "float_layers": ["fc"],
         "layers": [{key: value for key, value in layer.items() if key != "allowed"} for layer in LAYERS],
     }
 
@@ -48,6 +51,14 @@ def test_file_bytes_are_the_runtimes_model(tmp_path: Path) -> None:
     (made.path / "model.onnx").write_bytes(bytes(1234))
     write_manifest(made.path, {key: value for key, value in made.manifest.items() if key not in ("files", "schema")})
     assert inspect_artifact(made.path)["file_bytes"] == 1234
+
+
+def test_size_against_float32(tmp_path: Path) -> None:
+    nodes = [node for node in graphs.every_op(4).nodes if isinstance(node, Conv | Linear)]
+    layers = [{**LAYERS[0], "name": node.name, "storage_bits": 4} for node in nodes]
+    document = inspect_artifact(artifact(tmp_path, layers=layers).path)
+    assert document["float32_bytes"] == sum(node.weight.size * 28 // 8 for node in nodes)
+    assert "0.0% of its size with float32 weights" in format_inspection(document)
 
 
 def test_table(tmp_path: Path) -> None:

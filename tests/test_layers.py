@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SIBLINGS = ("export", "targets", "calib")
 CORE = {
-    "__init__", "errors", "inttype", "files", "graph", "graph_check", "graph_io", "patch", "artifact", "inspection",
+    "__init__", "errors", "inttype", "files", "graph", "graph_nodes", "graph_check", "graph_io", "patch", "artifact", "inspection",
 }  # fmt: skip
 
 INTERNAL: dict[str, set[str]] = {
@@ -47,7 +47,7 @@ EXTERNAL: dict[str, set[str]] = {
     "attacks": {"numpy", "torch"},
     "defences": {"numpy", "torch", "torchvision", "brevitas"},
     "export": {"numpy", "torch", "brevitas", "onnx", "onnxruntime", "tensorrt"},
-    "targets": {"numpy", "onnxruntime", "tensorrt", "openvino", "torch", "tomli"},
+    "targets": {"numpy", "onnxruntime", "tensorrt", "cuda", "openvino", "torch", "tomli"},
     "report": {"numpy"},
     "verify": {"numpy", "torch", "tomli"},
     "cli": {"numpy", "typer", "rich", "tomli", "torch", "brevitas", "onnx", "onnxruntime", "tensorrt", "openvino"},

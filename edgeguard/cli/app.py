@@ -10,7 +10,10 @@ import typer
 
 import edgeguard
 from edgeguard.cli import console
+from edgeguard.cli.bench import bench
+from edgeguard.cli.calibrate import calibrate
 from edgeguard.cli.demo import demo
+from edgeguard.cli.doctor import doctor
 from edgeguard.cli.export import export
 from edgeguard.cli.harden import harden
 from edgeguard.cli.inspect import inspect
@@ -26,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (harden, export, verify, inspect, demo):
+for command in (harden, calibrate, export, inspect, verify, bench, doctor, demo):
     app.command()(command)
 
 

@@ -21,6 +21,7 @@ from edgeguard.cli.console import (
     progress_bars,
 )
 from edgeguard.errors import InputError, require
+from edgeguard.targets.profiles import load_profile
 
 if TYPE_CHECKING:
     from edgeguard.defences.harden import HardenJob
@@ -34,6 +35,7 @@ def harden(
     weights: Annotated[Path | None, typer.Option(help="Float weights: safetensors or a state dict.")] = None,
     data: Annotated[str, typer.Option(help="digits, cifar10[:DIR], imagefolder:DIR or npz:FILE.")] = "digits",
     bits: Annotated[str, typer.Option(help="Widths to train at, e.g. 8,4,2 or w4a8.")] = "8,6,5,4,3,2",
+    target: Annotated[str, typer.Option(help="What it is for: ort, ort-avx2, openvino, trt, ... or FILE.toml.")] = "ort",
     method: Annotated[str, typer.Option(help="qadt-r, or qat: no defence.")] = "qadt-r",
     epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 8,
     max_steps: Annotated[int, typer.Option(help="Stop after so many steps; 0: never.")] = 0,
@@ -45,7 +47,7 @@ def harden(
     image_size: Annotated[int | None, typer.Option(help="Resize digits and image folders to this side.")] = None,
     flip: Annotated[bool | None, typer.Option(help="Mirror training images; by default all but digits.")] = None,
     pretrain_epochs: Annotated[int, typer.Option(help="Float epochs first, where there are no weights.")] = 4,
-    estimator: Annotated[str, typer.Option(help="Of the first activation scales: mse, percentile or minmax.")] = "mse",
+    estimator: Annotated[str, typer.Option(help="Of the first activation scales: mse, percentile, entropy or minmax.")] = "mse",
     calibration_images: Annotated[int, typer.Option(help="Training images for the first activation scales.")] = 512,
     patch_sizes: Annotated[str, typer.Option(help="Sides of the patches to train against, in pixels.")] = "5,6,8",
     inner_steps: Annotated[int, typer.Option(help="Extra attack steps before each training step.")] = 0,
@@ -71,8 +73,8 @@ def harden(
     if threads:
         torch.set_num_threads(threads)
     job: HardenJob | None = None
-    target = resume
-    if target is None:
+    folder, profile = resume, load_profile(target)
+    if folder is None:
         gir = {"backward_noise": backward_noise, "alignment": alignment, "patch_noise": patch_noise}
         settings = HardenConfig(
             method, parse_widths(bits), epochs, max_steps, batch_size, lr, seed=seed, amp=amp,
@@ -81,23 +83,23 @@ def harden(
         )  # fmt: skip
         chosen = preset(settings, {name: value for name, value in gir.items() if value is not None})
         job = hardening.HardenJob(model, data, chosen, weights, image_size, pretrain_epochs, calibration_images,
-                                  estimator, eval_limit, device)  # fmt: skip
-        target = output_folder(out, f"{model.rpartition('/')[2].replace(':', '-')}-{method}")
+                                  estimator, eval_limit, device, profile.signed_activations, profile.weight_bits)  # fmt: skip
+        folder = output_folder(out, f"{model.rpartition('/')[2].replace(':', '-')}-{method}")
     with progress_bars() as progress:
         listener = Progressing(progress)
         try:
             if job is None:
-                run = hardening.resume(target, listener, device)
+                run = hardening.resume(folder, listener, device)
             else:
-                run = hardening.harden(job, target, listener, command_line())
+                run = hardening.harden(job, folder, listener, command_line())
         except KeyboardInterrupt:
-            log(f"interrupted; continue with: edgeguard harden --resume {target}")
+            log(f"interrupted; continue with: edgeguard harden --resume {folder}")
             raise typer.Exit(INTERRUPTED) from None
     last = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1])
-    emit({"schema": "edgeguard.harden/1", "run": str(run.path), "metrics": last}, _summary(run.path, last), as_json)
+    emit({"schema": "edgeguard.harden/1", "run": str(run.path), "metrics": last}, _summary(run.path, last, target), as_json)
 
 
-def _summary(run: Path, metrics: dict[str, Any]) -> str:
+def _summary(run: Path, metrics: dict[str, Any], target: str) -> str:
     lines = [f"{'bits':>6} {'accuracy':>9}  attack success of the training patches (simulated)"]
     for width, entry in metrics["widths"].items():
         rates = "  ".join(f"{size} {rate:6.1%}" for size, rate in entry["asr"].items()) or "none: no defence"
@@ -107,7 +109,7 @@ def _summary(run: Path, metrics: dict[str, Any]) -> str:
     lines += [
         f"on {count} test images; success is P[pred(x_adv) != y | pred(x) = y] at random places",
         f"run: {run}",
-        f"next: edgeguard export {run} --target ort --bits {first}",
+        f"next: edgeguard export {run} --target {target} --bits {first}",
     ]
     return "\n".join(lines)
 

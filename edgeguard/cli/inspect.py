@@ -12,9 +12,14 @@ from edgeguard.inspection import format_inspection, inspect_artifact
 
 
 def inspect(
-    artifact: Annotated[Path, typer.Argument(help="The folder that `edgeguard export` wrote.")],
+    model: Annotated[Path, typer.Argument(help="A folder that `edgeguard export` wrote, or any ONNX file.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Show what an exported model really computes: kernels, bits and multiply-accumulates, layer by layer."""
-    document = inspect_artifact(artifact)
+    """Show what a model really computes: kernels, bits and multiply-accumulates, layer by layer, and what is float."""
+    if model.is_dir():
+        document = inspect_artifact(model)
+    else:
+        from edgeguard.export.isolated import inspect_onnx
+
+        document = inspect_onnx(model)
     emit(document, format_inspection(document), as_json)

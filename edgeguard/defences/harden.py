@@ -23,12 +23,16 @@ from edgeguard.defences.evaluate import evaluate
 from edgeguard.defences.pretrain import pretrain
 from edgeguard.defences.trainer import StepResult, Trainer
 from edgeguard.errors import InputError, MissingDependency
-from edgeguard.models import load_model
+from edgeguard.inttype import MAX_BITS
+from edgeguard.models import FloatModel, load_model
 from edgeguard.patch import check_fits
 from edgeguard.quant.model import Normalization, quantize_model
 from edgeguard.quant.scheme import QuantScheme
 from edgeguard.quant.width import parse_width
 from edgeguard.run import METRICS, MODEL, PATCHES, Run, restore_model
+
+CALIBRATED = "ptq"
+"""The method that a run of `edgeguard calibrate` names."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class HardenJob:
     model, data: as on the command line. weights: trained float weights; None trains from scratch for `pretrain_epochs`.
     calibration_images, estimator: for the activation scales that training starts from.
     eval_limit: images measured after every epoch. device: auto, cpu, cuda or cuda:N.
+    signed_activations, max_weight_bits: what the target asks for, see `QuantScheme`.
     """
 
     model: str
@@ -50,6 +55,8 @@ class HardenJob:
     estimator: str = "mse"
     eval_limit: int = 1000
     device: str = "auto"
+    signed_activations: bool = False
+    max_weight_bits: int = MAX_BITS
 
 
 class Listener(Protocol):
@@ -102,23 +109,12 @@ def harden(job: HardenJob, out: Path, listener: Listener, command: str = "") -> 
     float_model = load_model(job.model, train.num_classes if job.weights is None else None, job.weights, job.config.seed)
     check_labels(train, float_model.num_classes)
     check_labels(test, float_model.num_classes)
-    scheme = QuantScheme(job.config.widths)
+    scheme = QuantScheme(job.config.widths, signed_activations=job.signed_activations,
+                         max_weight_bits=job.max_weight_bits)  # fmt: skip
     normalization = Normalization(float_model.mean, float_model.std)
     quantize_model(float_model.module, scheme, normalization)  # refuses what has no integer form before anything runs
-    run = Run.create(out, {
-        "command": command,
-        "model": {
-            "spec": job.model, "num_classes": float_model.num_classes, "mean": float_model.mean, "std": float_model.std,
-            "weights_sha256": files.sha256(job.weights) if job.weights else None,
-        },
-        "scheme": {**asdict(scheme), "widths": [str(width) for width in scheme.widths]},
-        "data": {
-            "spec": job.data, "image_shape": train.image_shape, "class_names": train.class_names,
-            "train_sha256": train.sha256, "test_sha256": test.sha256, "train_size": len(train), "test_size": len(test),
-        },
-        "training": config_to_json(job),
-        "versions": versions(),
-    })  # fmt: skip
+    config = run_config(command, float_model, job.weights, scheme, job.data, train, test, config_to_json(job))
+    run = Run.create(out, config)
     if job.weights is None and job.pretrain_epochs:
         steps = job.pretrain_epochs * max(1, len(train) // job.config.batch_size)
         listener.on_phase("pretrain", steps)
@@ -138,6 +134,9 @@ def resume(path: Path, listener: Listener, device: str = "auto") -> Run:
         InputError: no run, no checkpoint, or the data changed since.
     """
     run = Run.load(path)
+    settings = run.config["training"].get("config")
+    if isinstance(settings, dict) and settings.get("method") == CALIBRATED:
+        raise InputError(f"{path} was calibrated, not trained; there is nothing to resume")
     job = job_from_json(run)
     train, test = load_splits(job.data, job.image_size, seed=job.config.seed)
     if (train.sha256, test.sha256) != (run.config["data"]["train_sha256"], run.config["data"]["test_sha256"]):
@@ -226,6 +225,29 @@ def load(run: Run, trainer: Trainer) -> None:
     if trainer.pool is not None:
         arrays = {k.removeprefix("pool."): v.numpy() for k, v in tensors.items() if k.startswith("pool.")}
         trainer.pool.load_state({**arrays, **state["pool"]})
+
+
+def run_config(command: str, float_model: FloatModel, weights: Path | None, scheme: QuantScheme, data: str,
+               train: Dataset, test: Dataset, training: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+    """The configuration that a new run is created with.
+
+    training: how the weights and scales came about; every kind of run has `data`, `image_size` and a `config` with
+    `method`, `widths`, `seed` and `patches`.
+    """
+    return {
+        "command": command,
+        "model": {
+            "spec": float_model.spec, "num_classes": float_model.num_classes, "mean": float_model.mean,
+            "std": float_model.std, "weights_sha256": files.sha256(weights) if weights else None,
+        },
+        "scheme": {**asdict(scheme), "widths": [str(width) for width in scheme.widths]},
+        "data": {
+            "spec": data, "image_shape": train.image_shape, "class_names": train.class_names,
+            "train_sha256": train.sha256, "test_sha256": test.sha256, "train_size": len(train), "test_size": len(test),
+        },
+        "training": training,
+        "versions": versions(),
+    }  # fmt: skip
 
 
 def config_to_json(job: HardenJob) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from edgeguard.errors import ExportError
 from edgeguard.quant.batchnorm import SwitchableBatchNorm2d
 from edgeguard.quant.place import Placement, place
+from edgeguard.quant.prepare import unify
 from edgeguard.quant.quantizers import (
     ActivationQuantizer,
     GradientNoise,
@@ -123,12 +124,14 @@ def quantize_model(model: nn.Module, scheme: QuantScheme, normalization: Normali
             body = preprocess_for_quantize(copy.deepcopy(model), relu6_to_relu=False, merge_bn=False)
     except (ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError) as exc:
         raise ExportError(f"the model cannot be traced by torch.fx: {exc}") from exc
+    unify(body)
     placement = place(body)
     groups = {number: ScaleGroup(len(scheme.widths)) for number in sorted({p.group for p in placement.points.values()})}
     for index, point in enumerate(placement.points.values()):
         quantizer = ActivationQuantizer(
-            control, scheme, groups[point.group], noise, role=point.role, signed=point.signed, ceiling=point.ceiling
-        )
+            control, scheme, groups[point.group], noise, role=point.role, signed=point.signed, ceiling=point.ceiling,
+            wide=point.wide, tie=point.tie,
+        )  # fmt: skip
         _insert_after(body, point.tail, f"quant_{index}_{point.head.name}", quant_identity(quantizer))
         if point.relu is not None:
             point.relu.replace_all_uses_with(point.relu.all_input_nodes[0])

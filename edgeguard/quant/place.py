@@ -19,27 +19,48 @@ MODULES: Mapping[type[nn.Module], str] = {
     nn.BatchNorm2d: "batchnorm",
     nn.ReLU: "relu",
     nn.ReLU6: "relu",
+    nn.Hardswish: "function",
+    nn.SiLU: "function",
+    nn.Sigmoid: "function",
+    nn.Hardsigmoid: "function",
     nn.MaxPool2d: "maxpool",
     nn.AvgPool2d: "avgpool",
     nn.AdaptiveAvgPool2d: "avgpool",
     nn.Flatten: "flatten",
     nn.ConstantPad2d: "pad",
     nn.ZeroPad2d: "pad",
+    nn.ChannelShuffle: "shuffle",
     nn.Identity: "identity",
+    nn.Dropout: "identity",
+    nn.Dropout2d: "identity",
 }
 FUNCTIONS: Mapping[Callable[..., Any], str] = {
     operator.add: "add",
     operator.iadd: "add",
     torch.add: "add",
+    operator.mul: "multiply",
+    operator.imul: "multiply",
+    torch.mul: "multiply",
     torch.flatten: "flatten",
     F.pad: "pad",
     torch._C._nn.pad: "pad",
     torch.cat: "concat",
+    torch.chunk: "chunk",
+    operator.getitem: "slice",
 }
-METHODS = {"flatten": "flatten", "add": "add", "contiguous": "identity"}
-TRANSPARENT = frozenset({"maxpool", "pad", "flatten", "identity"})
-"""Operations that only move integers: their output has the type and scale of their input."""
-SUPPORTED = "convolution, linear, batch norm, ReLU, ReLU6, addition, max and average pooling, padding and flatten"
+METHODS = {"flatten": "flatten", "add": "add", "mul": "multiply", "chunk": "chunk", "contiguous": "identity"}
+TRANSPARENT = frozenset({"maxpool", "pad", "flatten", "identity", "concat", "chunk", "slice", "shuffle"})
+"""Operations that only move integers: their output has the type and scale of their inputs."""
+ELEMENTWISE = frozenset({"add", "multiply", "function", "relu", "batchnorm"})
+"""Operations that are cheap at 8 bits: what only they read is not narrowed."""
+UNSIGNED = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid)
+"""Functions whose values are never negative."""
+HEADS = frozenset({"conv", "linear", "add", "multiply", "avgpool", "function", "relu", "batchnorm"})
+"""Operations that make new values, which are quantized behind them."""
+SUPPORTED = (
+    "convolution, linear, batch norm, ReLU, ReLU6, Hardswish, SiLU, Sigmoid, Hardsigmoid, addition, multiplication, "
+    "concatenation, chunk, channel shuffle, max and average pooling, padding, dropout and flatten"
+)
 
 
 def kind(model: fx.GraphModule, node: fx.Node) -> str:
@@ -65,7 +86,12 @@ def kind(model: fx.GraphModule, node: fx.Node) -> str:
 
 @dataclass
 class Point:
-    """A place where an activation is quantized: the output of `tail`, computed by `head` and what is fused behind it."""
+    """A place where an activation is quantized: the output of `tail`, computed by `head` and what is fused behind it.
+
+    signed: whether it can be negative. wide: has a signed type all the same, because it is concatenated with one that
+    can. group: additions and concatenations join groups, which share one learned scale. tie: concatenations join ties,
+    which share type and scale.
+    """
 
     head: fx.Node
     tail: fx.Node
@@ -73,7 +99,9 @@ class Point:
     signed: bool
     ceiling: float | None
     role: str = "inner"
+    wide: bool = False
     group: int = 0
+    tie: int = 0
 
 
 @dataclass
@@ -85,11 +113,13 @@ class Placement:
     first: fx.Node | None = None
     last: fx.Node | None = None
 
-    def source(self, node: fx.Node) -> Point | None:
-        """The point whose integers reach this node's output through operations that only move them."""
-        while self.kinds[node] in TRANSPARENT and node not in self.points:
-            node = node.all_input_nodes[0]
-        return self.points.get(node)
+    def sources(self, node: fx.Node) -> list[Point]:
+        """The points whose integers reach this node's output through operations that only move them."""
+        if node in self.points:
+            return [self.points[node]]
+        if self.kinds[node] not in TRANSPARENT:
+            return []
+        return [point for source in node.all_input_nodes for point in self.sources(source)]
 
     def consumers(self, node: fx.Node) -> list[fx.Node]:
         """The operations that read a node's integers, looking through those that only move them."""
@@ -109,26 +139,24 @@ def place(model: fx.GraphModule) -> Placement:
     kinds = placement.kinds
     order = list(model.graph.nodes)
     compute = [node for node in order if kinds[node] in ("conv", "linear")]
-    if not compute or kinds[compute[0]] != "conv" or kinds[compute[-1]] != "linear":
-        raise ExportError("the model must begin with a convolution of the image and end in a linear layer")
+    if not compute or kinds[compute[0]] != "conv":
+        raise ExportError("the model must begin with a convolution of the image")
     placement.first, placement.last = compute[0], compute[-1]
-    if [kinds[user] for user in placement.last.users] != ["output"]:
-        raise ExportError(f"layer {placement.last.name!r}: the last linear layer must give the logits")
     if kinds[placement.first.all_input_nodes[0]] != "placeholder":
         raise ExportError(f"layer {placement.first.name!r}: the first convolution must read the image itself")
+    if kinds[placement.last] == "linear" and [kinds[user] for user in placement.last.users] != ["output"]:
+        raise ExportError(f"layer {placement.last.name!r}: the last linear layer must give the logits")
     fused: set[fx.Node] = set()
     for node in order:
-        if kinds[node] in ("conv", "linear", "add", "avgpool") and node is not placement.last:
-            point = _point(model, placement, node)
-            placement.points[point.tail] = point
-            fused.update(_between(point))
-        elif kinds[node] in ("batchnorm", "relu") and node not in fused:
-            raise ExportError(f"layer {node.name!r}: a {kinds[node]} is supported right after a convolution or addition")
-        elif kinds[node] == "concat":
-            raise ExportError(f"layer {node.name!r}: concatenation cannot be quantized yet; supported are {SUPPORTED}")
+        if node in fused or kinds[node] not in HEADS or (node is placement.last and kinds[node] == "linear"):
+            continue
+        point = _point(model, placement, node)
+        placement.points[point.tail] = point
+        fused.update(_between(point))
+    behind_last = set(order[order.index(placement.last) :])
     for point in placement.points.values():
-        point.role = _role(placement, point)
-    _group(placement)
+        point.role = "boundary" if point.head in behind_last else _role(placement, point)
+    _join(placement)
     return placement
 
 
@@ -147,15 +175,20 @@ def _point(model: fx.GraphModule, placement: Placement, head: fx.Node) -> Point:
         users = list(tail.users)
         return users[0] if len(users) == 1 and kinds[users[0]] == wanted else None
 
+    inputs = [point for node in head.all_input_nodes for point in placement.sources(node)]
+    if kinds[head] not in ("conv", "linear") and not inputs:
+        raise ExportError(f"layer {head.name!r}: a {kinds[head]} must read the output of another layer")
     if kinds[head] in ("conv", "linear"):
         tail = only_user("batchnorm") or tail
-    relu = only_user("relu")
+    relu = head if kinds[head] == "relu" else None if kinds[head] == "function" else only_user("relu")
     tail = relu or tail
-    ceiling = 6.0 if relu is not None and isinstance(model.get_submodule(str(relu.target)), nn.ReLU6) else None
+    module = model.get_submodule(str(relu.target)) if relu is not None else None
+    ceiling = 6.0 if isinstance(module, nn.ReLU6) else None
     signed = relu is None
-    if kinds[head] == "avgpool" and relu is None:
-        below = placement.source(head.all_input_nodes[0])
-        signed = below is None or below.signed
+    if kinds[head] == "function":
+        signed = not isinstance(model.get_submodule(str(head.target)), UNSIGNED)
+    elif signed and kinds[head] in ("avgpool", "multiply"):
+        signed = any(point.signed for point in inputs)
     return Point(head, tail, relu, signed, ceiling)
 
 
@@ -163,23 +196,42 @@ def _role(placement: Placement, point: Point) -> str:
     consumers = placement.consumers(point.tail)
     if all(node is placement.last for node in consumers):
         return "boundary"
-    if all(placement.kinds[node] == "add" for node in consumers):
+    if all(placement.kinds[node] in ELEMENTWISE for node in consumers):
         return "residual"
     return "inner"
 
 
-def _group(placement: Placement) -> None:
-    """Number the groups: the two inputs and the output of an addition belong together."""
+def _join(placement: Placement) -> None:
+    """Number groups and ties: what an addition reads and writes belongs together, what is concatenated is alike."""
     points = list(placement.points.values())
     for index, point in enumerate(points):
-        point.group = index
+        point.group = point.tie = index
+    for node, kind_ in placement.kinds.items():
+        if kind_ == "concat":
+            sources = placement.sources(node)
+            if not sources or any(not placement.sources(source) for source in node.all_input_nodes):
+                raise ExportError(f"layer {node.name!r}: a concatenation needs quantized activations")
+            _merge(points, sources, "group")
+            _merge(points, sources, "tie")
     for point in points:
-        if placement.kinds[point.head] != "add":
+        kind_ = placement.kinds[point.head]
+        if kind_ not in ("add", "multiply"):
             continue
-        sources = [placement.source(node) for node in point.head.all_input_nodes]
-        if len(sources) != 2 or None in sources:
-            raise ExportError(f"layer {point.head.name!r}: an addition needs two quantized activations")
-        joined = {point.group, *(source.group for source in sources if source is not None)}
-        for other in points:
-            if other.group in joined:
-                other.group = min(joined)
+        parts = [placement.sources(node) for node in point.head.all_input_nodes]
+        if len(parts) != 2 or not all(parts):
+            raise ExportError(f"layer {point.head.name!r}: {kind_} needs two quantized activations")
+        if kind_ == "add":
+            _merge(points, [point, *parts[0], *parts[1]], "group")
+    for tie in {point.tie for point in points}:
+        members = [point for point in points if point.tie == tie]
+        roles, signed = {point.role for point in members}, any(point.signed for point in members)
+        for point in members:
+            point.role = next(role for role in ("inner", "boundary", "residual") if role in roles)
+            point.wide = signed and not point.signed
+
+
+def _merge(points: list[Point], joined: list[Point], attribute: str) -> None:
+    numbers = {getattr(point, attribute) for point in joined}
+    for point in points:
+        if getattr(point, attribute) in numbers:
+            setattr(point, attribute, min(numbers))

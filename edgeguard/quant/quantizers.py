@@ -87,9 +87,9 @@ class ActivationQuantizer(nn.Module):
     """Activations with one learned scale per tensor and width; unsigned ones are their own ReLU.
 
     The scale is `2 ** group.log_scale[width] * 2 ** exponent[width]`. Quantizers of one group differ only in the integer
-    exponents, which calibration sets, so sums of their outputs are exact in integers.
+    exponents, which calibration sets, so sums of their outputs are exact in integers; those of one tie have equal ones.
 
-    ceiling: the largest real value let through (6 for ReLU6), or None.
+    ceiling: the largest real value let through (6 for ReLU6), or None. wide: a signed type for values without sign.
     """
 
     exponent: Tensor
@@ -107,17 +107,20 @@ class ActivationQuantizer(nn.Module):
         role: str,
         signed: bool,
         ceiling: float | None = None,
+        wide: bool = False,
+        tie: int = 0,
     ) -> None:
         super().__init__()
         self.__dict__.update(control=control, group=group, noise=noise)
         self.scheme, self.role, self.signed, self.ceiling = scheme, role, signed, ceiling
+        self.wide, self.tie = wide, tie
         self.enabled = True
         self.observer: Any = None
         self.register_buffer("exponent", torch.zeros(len(control.widths), dtype=torch.int32))
         self._factors: list[float] | None = None
 
     def dtype(self, width: Width) -> IntType:
-        return self.scheme.activation_type(self.role, self.signed, width)
+        return self.scheme.activation_type(self.role, self.signed or self.wide, width)
 
     def factor(self) -> float:
         """2 ** exponent at the current width, kept on the host."""

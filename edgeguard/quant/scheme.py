@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgeguard.errors import InputError
-from edgeguard.inttype import IntType
+from edgeguard.inttype import MAX_BITS, IntType
 from edgeguard.quant.width import Width
 
 
@@ -16,24 +16,28 @@ class QuantScheme:
     Weights are symmetric, narrow range, one scale per output channel. Activations have one scale per tensor, unsigned
     where they cannot be negative. The first and the last layer (weights and inputs) use `boundary_bits`. A tensor that
     is only ever added to another (the residual branch before its sum) never enters a multiplication and is kept at
-    `residual_bits`.
+    `residual_bits`. A target may ask for signed activations everywhere (`signed_activations`) or for fewer bits of all
+    weights (`max_weight_bits`).
     """
 
     widths: tuple[Width, ...]
     boundary_bits: int = 8
     residual_bits: int = 8
     signed_activations: bool = False
+    max_weight_bits: int = MAX_BITS
 
     def __post_init__(self) -> None:
         if not self.widths:
             raise InputError("a quantization scheme needs at least one bit-width")
         if len(set(self.widths)) != len(self.widths):
             raise InputError("a quantization scheme names a width twice")
-        IntType(self.boundary_bits, signed=True), IntType(self.residual_bits, signed=True)
+        for bits in (self.boundary_bits, self.residual_bits, self.max_weight_bits):
+            IntType(bits, signed=True)
 
     def weight_type(self, role: str, width: Width) -> IntType:
         """role: "inner" or "boundary"."""
-        return IntType({"inner": width.weight, "boundary": self.boundary_bits}[role], signed=True, narrow=True)
+        bits = {"inner": width.weight, "boundary": self.boundary_bits}[role]
+        return IntType(min(bits, self.max_weight_bits), signed=True, narrow=True)
 
     def activation_type(self, role: str, signed: bool, width: Width) -> IntType:
         """role: "inner", "boundary" or "residual"."""

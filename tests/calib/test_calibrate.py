@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from edgeguard.calib import calibrate, calibration_indices
-from edgeguard.calib.estimators import ESTIMATORS, Observer, minmax, mse, percentile, squared_error
+from edgeguard.calib.estimators import ESTIMATORS, Observer, entropy, merge, minmax, mse, percentile, squared_error
 from edgeguard.data import load_dataset
 from edgeguard.errors import InputError
 from edgeguard.inttype import IntType
@@ -51,6 +51,66 @@ def test_mse_is_no_worse_than_the_others(bits):
     errors = {name: squared_error(values, rule(observer, dtype), dtype) for name, rule in ESTIMATORS.items()}
     assert errors["mse"] <= min(errors.values()) * 1.001
     assert mse(observer, dtype) <= minmax(observer, dtype)
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("bits", [8, 6, 4, 3, 2])
+def test_entropy_finds_the_grid_that_values_lie_on(bits, signed):
+    dtype, step = IntType(bits, signed), 0.25
+    levels = np.arange(1, dtype.qmax + 1)
+    many = 100_000 // dtype.qmax
+    values = np.repeat(levels, np.where(levels % 2, 3 * many, many)) * step  # merging two levels would show
+    values = np.concatenate([values, np.full(3, 2 * dtype.qmax * step)])
+    if signed:
+        values *= np.where(np.arange(len(values)) % 3, 1, -1)
+    observer = observed(values.astype(np.float32))
+    assert entropy(observer, dtype) == pytest.approx(step, rel=0.05)
+    assert minmax(observer, dtype) > 1.9 * step
+
+
+def test_entropy_of_nothing_but_zeros():
+    assert entropy(observed([0.0, 0.0]), IntType(8, signed=False)) == minmax(observed([0.0]), IntType(8, signed=False))
+
+
+def test_what_a_relu_cuts_off_takes_no_range():
+    rectified, limited = Observer(floor=0.0), Observer(floor=0.0, ceiling=6.0)
+    for observer in (rectified, limited):
+        observer(torch.tensor([-100.0, -2.0, 1.0, 8.0]))
+    signed = IntType(8, signed=True)
+    assert minmax(rectified, signed) == pytest.approx(8 / 127)
+    assert minmax(limited, signed) == pytest.approx(6 / 127)
+    assert limited.values().tolist() == [0.0, 0.0, 1.0, 6.0]
+
+
+def test_merged_observers_have_seen_everything():
+    both = merge([observed([-1.0, 0.5]), observed([0.0, 3.0])])
+    assert (both.low, both.high) == (-1.0, 3.0)
+    assert sorted(both.values().tolist()) == [-1.0, 0.0, 0.5, 3.0]
+
+
+def test_signed_activations_lose_one_bit_and_no_more():
+    images = load_dataset("digits", "train").images(np.arange(16))
+    float_model = load_model("resnet8")
+    scheme = QuantScheme(parse_widths("8"), signed_activations=True)
+    model = quantize_model(float_model.module, scheme, Normalization(float_model.mean, float_model.std)).eval()
+    calibrate(model, images, "minmax")
+    used = [q for q in model.activation_quantizers().values() if not q.signed]
+    pixels = torch.from_numpy(images).float()
+    largest = {}
+    with torch.no_grad():
+        for quantizer in used:
+            quantizer.observer = lambda x, q=quantizer: largest.update({q: float(x.max())})
+        model(pixels)
+    assert used
+    single = [q for q in used if len(model.members(q.group)) == 1]
+    assert all(largest[q] / q.scale() > 100 for q in single)  # of 127 steps
+
+
+def test_progress_counts_every_image():
+    model = quantize_model(load_model("resnet8").module, QuantScheme(parse_widths("8")), Normalization((0.5,) * 3, (0.2,) * 3))
+    seen = []
+    calibrate(model, np.zeros((5, 3, 16, 16), np.uint8), "minmax", batch_size=2, on_batch=seen.append)
+    assert seen == [2, 2, 1]
 
 
 @pytest.mark.parametrize("estimator", sorted(ESTIMATORS))

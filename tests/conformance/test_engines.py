@@ -20,7 +20,8 @@ from edgeguard.patch import apply_patch, random_positions
 from edgeguard.targets import RUNTIMES, BaseEngine, Engine, open_engine, reference
 
 WIDTHS = (8, 6, 5, 4, 3, 2)
-MODELS = [(graphs.every_op, bits) for bits in WIDTHS] + [(graphs.resnet20, bits) for bits in (8, 4, 2)]
+MODELS = [(build, bits) for build in (graphs.every_op, graphs.gated) for bits in WIDTHS]
+MODELS += [(graphs.resnet20, bits) for bits in (8, 4, 2)]
 
 Export = Callable[[Callable[[int], IntegerGraph], int], Artifact]
 

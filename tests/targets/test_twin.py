@@ -67,6 +67,16 @@ def straight_through(graph: IntegerGraph, pixels: Any) -> Any:
         elif isinstance(node, g.Add):
             first, second = graph.add_ratios(node)
             y = clip(x * first + inputs[1] * second, low, high)
+        elif isinstance(node, g.Multiply):
+            y = clip(once(x * inputs[1] * float(graph.product_multiplier(node))), low, high)
+        elif isinstance(node, g.Lookup):
+            index = (x.detach() - graph.tensors[node.input].dtype.qmin).long()
+            y = straight(x * tensor(node.slope)[index], tensor(node.table)[index])
+        elif isinstance(node, g.Slice):
+            y = x[:, node.start : node.stop]
+        elif isinstance(node, g.Shuffle):
+            parts = x.unflatten(1, (node.groups, -1))
+            y = parts.transpose(1, 2).flatten(1, 2)
         elif isinstance(node, g.AveragePool):
             windows = x.unfold(2, node.kernel[0], node.stride[0]).unfold(3, node.kernel[1], node.stride[1])
             y = clip(once(windows.sum((4, 5)) * float(graph.average_multiplier(node))), low, high)
@@ -98,7 +108,7 @@ def gradient(model: Any, pixels: Any) -> tuple[Any, Any]:
     return logits.detach(), torch.autograd.grad((logits * weights).sum(), pixels)[0]
 
 
-@pytest.mark.parametrize("build", [graphs.every_op, graphs.resnet20])
+@pytest.mark.parametrize("build", [graphs.every_op, graphs.gated, graphs.resnet20])
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_gradients_are_straight_through(build: Any, bits: int) -> None:
     graph = build(bits)
@@ -113,8 +123,9 @@ def test_gradients_are_straight_through(build: Any, bits: int) -> None:
     np.testing.assert_allclose(got.numpy(), expected.numpy(), rtol=1e-4, atol=1e-5 * scale)
 
 
-def test_every_tensor_is_the_references() -> None:
-    graph = graphs.every_op(4)
+@pytest.mark.parametrize("build", [graphs.every_op, graphs.gated])
+def test_every_tensor_is_the_references(build: Any) -> None:
+    graph = build(4)
     images = graphs.random_images(graph.input_shape, 3)
     expected = reference.run(graph, images, keep=graph.tensors)
     twin = Twin(graph)

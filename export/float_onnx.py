@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeguard import graph as g
 from edgeguard.errors import ExportError
 from edgeguard.graph import IntegerGraph
+
+Values = NDArray[np.float64]
+FUNCTIONS: Mapping[str, Callable[[Values], Values]] = {
+    "Identity": lambda x: x,
+    "Relu": lambda x: np.maximum(x, 0.0),
+    "Sigmoid": lambda x: 1.0 / (1.0 + np.exp(-x)),
+    "HardSigmoid": lambda x: np.clip(x / 6.0 + 0.5, 0.0, 1.0),
+    "HardSwish": lambda x: x * np.clip(x / 6.0 + 0.5, 0.0, 1.0),
+    "Silu": lambda x: x / (1.0 + np.exp(-x)),
+}
+"""What a look-up table may stand for, by its name in ONNX; `Silu` is written as a sigmoid and a product."""
+TOLERANCE = 1
+"""Steps by which a table may differ from its function."""
 
 
 def float_onnx(graph: IntegerGraph) -> onnx.ModelProto:
@@ -18,6 +33,9 @@ def float_onnx(graph: IntegerGraph) -> onnx.ModelProto:
 
     Its input is float32 (N, 3, H, W), already normalized, so the float model is spared the work that the integer model
     does on pixels.
+
+    Raises:
+        ExportError: a look-up table of no function that is known here.
     """
     nodes: list[onnx.NodeProto] = []
     constants: list[onnx.TensorProto] = []
@@ -62,6 +80,27 @@ def float_onnx(graph: IntegerGraph) -> onnx.ModelProto:
         elif isinstance(node, g.Clamp):
             real_limits = [np.float32(q * (graph.tensors[node.input].scale or 0)) for q in (node.low, node.high)]
             emit("Clip", node, inputs + [constant(f"{node.name}/{i}", q) for i, q in enumerate(real_limits)])
+        elif isinstance(node, g.Multiply):
+            emit("Mul", node, inputs)
+        elif isinstance(node, g.Lookup):
+            function = lookup_function(graph, node)
+            if function == "Silu":
+                nodes.append(helper.make_node("Sigmoid", inputs, [f"{node.output}/gate"], name=f"{node.name}/gate"))
+                emit("Mul", node, [*inputs, f"{node.output}/gate"])
+            else:
+                emit(function, node, inputs, **({"alpha": 1 / 6, "beta": 0.5} if function == "HardSigmoid" else {}))
+        elif isinstance(node, g.Slice):
+            limits = [constant(f"{node.name}/{key}", np.array([value])) for key, value in
+                      (("start", node.start), ("stop", node.stop), ("axis", 1))]  # fmt: skip
+            emit("Slice", node, [*inputs, *limits])
+        elif isinstance(node, g.Shuffle):
+            channels, height, width = graph.tensors[node.input].shape
+            grouped = constant(f"{node.name}/groups", np.array([0, node.groups, channels // node.groups, height * width]))
+            whole = constant(f"{node.name}/shape", np.array([0, channels, height, width]))
+            parts, swapped = f"{node.output}/parts", f"{node.output}/swapped"
+            nodes.append(helper.make_node("Reshape", [*inputs, grouped], [parts], name=f"{node.name}/group"))
+            nodes.append(helper.make_node("Transpose", [parts], [swapped], name=f"{node.name}/swap", perm=(0, 2, 1, 3)))
+            emit("Reshape", node, [swapped, whole])
         elif isinstance(node, g.Quantize | g.Dequantize):
             emit("Identity", node, inputs)
         else:
@@ -72,3 +111,20 @@ def float_onnx(graph: IntegerGraph) -> onnx.ModelProto:
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
     return model
+
+
+def lookup_function(graph: IntegerGraph, node: g.Lookup) -> str:
+    """The key of `FUNCTIONS` that a table was made from, to within `TOLERANCE` steps.
+
+    Raises:
+        ExportError: it is none of them.
+    """
+    source, target = graph.tensors[node.input], graph.tensors[node.output]
+    if source.scale is None or target.scale is None:
+        raise ExportError(f"{node.name}: a look-up table needs scales on both sides")
+    x = np.arange(source.dtype.qmin, source.dtype.qmax + 1, dtype=np.float64) * np.float64(source.scale)
+    for name, function in FUNCTIONS.items():
+        expected = np.clip(np.rint(function(x) / target.scale), target.dtype.qmin, target.dtype.qmax)
+        if np.abs(expected - node.table).max() <= TOLERANCE:
+            return name
+    raise ExportError(f"{node.name}: no float equivalent of this look-up table; known are {', '.join(FUNCTIONS)}")

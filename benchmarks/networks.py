@@ -1,0 +1,146 @@
+"""Torchvision's networks as integers: coverage, equality with the reference, file size and latency against float32.
+
+    python benchmarks/networks.py --work DIR --out benchmarks/results
+
+Weights are random (batch norms have random statistics, scales come from calibration), since whether a network lowers does
+not depend on what it has learned. Every cell is cached below --work. The result is one JSON and a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from numpy.typing import NDArray
+from torch import nn
+
+from edgeguard import files
+from edgeguard.artifact import Artifact
+from edgeguard.calib import calibrate
+from edgeguard.defences.harden import versions
+from edgeguard.export import export_artifact
+from edgeguard.export.bench import bench
+from edgeguard.export.lower import lower
+from edgeguard.inspection import inspect_artifact
+from edgeguard.models import load_model
+from edgeguard.quant.model import Normalization, QuantizedModel, quantize_model
+from edgeguard.quant.scheme import QuantScheme
+from edgeguard.quant.width import parse_widths
+from edgeguard.targets import cpu_flags
+
+NETWORKS = (
+    "resnet18", "resnet50", "vgg11_bn", "mobilenet_v2", "mnasnet1_0", "squeezenet1_1", "googlenet", "shufflenet_v2_x1_0",
+    "densenet121", "regnet_x_400mf", "mobilenet_v3_small", "efficientnet_b0",
+)  # fmt: skip
+OURS = ("resnet20", "resnet56")
+SIDES = {"vgg11_bn": 224, "resnet20": 32, "resnet56": 32}
+"""Its pools divide 224 evenly; all others take 96."""
+CLASSES, IMAGES, CALIBRATION = 10, 64, 16
+
+
+def build(name: str) -> nn.Module:
+    """A network with random weights, and batch-norm statistics as if it had seen data."""
+    torch.manual_seed(0)
+    if name in OURS:
+        return randomized(load_model(name, CLASSES).module)
+    options = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
+    model: nn.Module = getattr(torchvision.models, name)(weights=None, num_classes=CLASSES, **options)
+    return randomized(model)
+
+
+def randomized(model: nn.Module) -> nn.Module:
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None and layer.running_var is not None:
+            layer.running_mean.normal_(0, 0.1)
+            layer.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+            nn.init.normal_(layer.bias, 0, 0.1)
+    return model.eval()
+
+
+def smooth_images(side: int, count: int) -> NDArray[np.uint8]:
+    """(N, 3, side, side) uint8 with structure at several scales."""
+    rng = np.random.default_rng(0)
+    total = np.zeros((count, 3, side, side))
+    for cell in (side // 2, side // 4, side // 8, 4):
+        size = -(-side // cell)
+        total += rng.uniform(-0.5, 0.5, (count, 3, size, size)).repeat(cell, 2).repeat(cell, 3)[:, :, :side, :side]
+    return np.clip(np.rint(127 + 127 * total), 0, 255).astype(np.uint8)
+
+
+def cell(name: str, model: QuantizedModel, bits: str, work: Path, images: NDArray[np.uint8], rounds: int) -> dict[str, Any]:
+    """One network at one width; its artifact is deleted again."""
+    width = next(width for width in model.control.widths if str(width) == bits)
+    side = images.shape[2]
+    folder = work / f"{name}-{bits}"
+    shutil.rmtree(folder, ignore_errors=True)
+    graph = lower(model, width, (3, side, side))
+    artifact = export_artifact(
+        graph, folder, target="ort", width=bits, weight_bits=width.weight, activation_bits=width.activation, images=images,
+        source={"model": name, "weights": "random"},
+    )  # fmt: skip
+    described = inspect_artifact(artifact.path)
+    speed = bench(Artifact.load(folder), (1,), rounds)
+    engine = next(row for row in speed["rows"] if row["model"] != "float32")
+    reference = next(row for row in speed["rows"] if row["model"] == "float32")
+    result = {
+        "network": name, "bits": int(bits), "input": side, "macs": described["macs"], "layers": len(described["layers"]),
+        "coverage": described["integer_mac_coverage"], "identical": described["identical_to_reference"],
+        "images": len(images), "file_bytes": described["file_bytes"],
+        "parameters": sum(p.numel() for p in model.body.parameters()),
+        "ms": engine["latency_ms"]["median"], "float32_ms": reference["latency_ms"]["median"],
+        "speedup": engine["speedup"],
+    }  # fmt: skip
+    shutil.rmtree(folder)
+    return result
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| network | input | bits | integer multiply-accumulates | identical to the reference | file, bytes | of float32 "
+             "| ms | float32, ms |", "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for row in rows:
+        share = row["file_bytes"] / (4 * row["parameters"])
+        lines.append(
+            f"| {row['network']} | {row['input']} | {row['bits']} | {row['coverage']:.1%} of {row['macs']:,} "
+            f"| {'yes' if row['identical'] else 'NO'}, {row['images']} images | {row['file_bytes']:,} | {share:.1%} "
+            f"| {row['ms']:.2f} | {row['float32_ms']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--networks", default=",".join((*NETWORKS, *OURS)))
+    parser.add_argument("--bits", default="8,4,2")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name in args.networks.split(","):
+        todo = [bits for bits in args.bits.split(",") if not (args.work / f"{name}-{bits}.json").is_file()]
+        if todo:
+            images = smooth_images(SIDES.get(name, 96), IMAGES)
+            scheme = QuantScheme(parse_widths(args.bits))
+            model = quantize_model(build(name), scheme, Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))).eval()
+            calibrate(model, images[:CALIBRATION])
+            for bits in todo:
+                files.write_json(args.work / f"{name}-{bits}.json", cell(name, model, bits, args.work, images, args.rounds))
+                print(f"{name} at {bits} bits: done", flush=True)
+        rows += [files.read_json(args.work / f"{name}-{bits}.json") for bits in args.bits.split(",")]
+    args.out.mkdir(parents=True, exist_ok=True)
+    document = {"schema": "edgeguard.benchmark.networks/1", "versions": versions(), "cpu_flags": cpu_flags(), "rows": rows}
+    (args.out / "networks.json").write_text(json.dumps(document, indent=1) + "\n")
+    (args.out / "networks.md").write_text(table(rows))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
