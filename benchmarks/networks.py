@@ -1,4 +1,5 @@
-"""Torchvision's networks as integers: coverage, equality with the reference, file size and latency against float32.
+"""Torchvision's networks as integers: coverage, equality with the reference, file size, latency against float32, and
+whether the same networks with signed activations keep TensorRT's published rules.
 
     python benchmarks/networks.py --work DIR --out benchmarks/results
 
@@ -27,6 +28,9 @@ from edgeguard.defences.harden import versions
 from edgeguard.export import export_artifact
 from edgeguard.export.bench import bench
 from edgeguard.export.lower import lower
+from edgeguard.export.qdq_writer import to_qdq
+from edgeguard.export.trt_proof import VERSIONS
+from edgeguard.export.trt_rules import check
 from edgeguard.inspection import inspect_artifact
 from edgeguard.models import load_model
 from edgeguard.quant.model import Normalization, QuantizedModel, quantize_model
@@ -74,6 +78,14 @@ def smooth_images(side: int, count: int) -> NDArray[np.uint8]:
     return np.clip(np.rint(127 + 127 * total), 0, 255).astype(np.uint8)
 
 
+def quantized(name: str, bits: str, images: NDArray[np.uint8], signed: bool) -> QuantizedModel:
+    scheme = QuantScheme(parse_widths(bits), signed_activations=signed)
+    normalization = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    model = quantize_model(build(name), scheme, normalization).eval()
+    calibrate(model, images[:CALIBRATION])
+    return model
+
+
 def cell(name: str, model: QuantizedModel, bits: str, work: Path, images: NDArray[np.uint8], rounds: int) -> dict[str, Any]:
     """One network at one width; its artifact is deleted again."""
     width = next(width for width in model.control.widths if str(width) == bits)
@@ -101,15 +113,22 @@ def cell(name: str, model: QuantizedModel, bits: str, work: Path, images: NDArra
     return result
 
 
+def trt_violations(model: QuantizedModel, bits: str, side: int) -> dict[str, list[str]]:
+    """Rules of TensorRT that the QDQ model of a network with signed activations breaks, by version."""
+    width = next(width for width in model.control.widths if str(width) == bits)
+    qdq = to_qdq(lower(model, width, (3, side, side)), signed=True)
+    return {".".join(map(str, version)): [str(found) for found in check(qdq, version)] for version in VERSIONS}
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| network | input | bits | integer multiply-accumulates | identical to the reference | file, bytes | of float32 "
-             "| ms | float32, ms |", "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+             "| ms | float32, ms | TensorRT's rules |", "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in rows:
         share = row["file_bytes"] / (4 * row["parameters"])
         lines.append(
             f"| {row['network']} | {row['input']} | {row['bits']} | {row['coverage']:.1%} of {row['macs']:,} "
             f"| {'yes' if row['identical'] else 'NO'}, {row['images']} images | {row['file_bytes']:,} | {share:.1%} "
-            f"| {row['ms']:.2f} | {row['float32_ms']:.2f} |"
+            f"| {row['ms']:.2f} | {row['float32_ms']:.2f} | {'BROKEN' if any(row['trt'].values()) else 'kept'} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -128,11 +147,11 @@ def main() -> None:
         todo = [bits for bits in args.bits.split(",") if not (args.work / f"{name}-{bits}.json").is_file()]
         if todo:
             images = smooth_images(SIDES.get(name, 96), IMAGES)
-            scheme = QuantScheme(parse_widths(args.bits))
-            model = quantize_model(build(name), scheme, Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))).eval()
-            calibrate(model, images[:CALIBRATION])
+            model, signed = (quantized(name, args.bits, images, signed) for signed in (False, True))
             for bits in todo:
-                files.write_json(args.work / f"{name}-{bits}.json", cell(name, model, bits, args.work, images, args.rounds))
+                row = cell(name, model, bits, args.work, images, args.rounds)
+                row["trt"] = trt_violations(signed, bits, images.shape[2])
+                files.write_json(args.work / f"{name}-{bits}.json", row)
                 print(f"{name} at {bits} bits: done", flush=True)
         rows += [files.read_json(args.work / f"{name}-{bits}.json") for bits in args.bits.split(",")]
     args.out.mkdir(parents=True, exist_ok=True)

@@ -288,8 +288,11 @@ class _Writer:
             return real
         if limits == (0, container.qmax):
             return self.node("Relu", name, [real])
-        bounds = [q * self.scale(tensor) for q in limits]
-        return self.node("Clip", name, [real, *(self.constant(f"float/{b!r}", np.float32(b)) for b in bounds)])
+        bounds = [self.constant(f"float/{q * self.scale(tensor)!r}", np.float32(q * self.scale(tensor))) for q in limits]
+        if limits[0] == 0 and not self.detours and self.nodes[-1].op_type == "Gemm":
+            # TensorRT 10 drops the upper limit of a Clip from 0 behind a matrix product (NVIDIA/TensorRT issue 4606).
+            return self.node("Min", f"{name}/high", [self.node("Relu", name, [real]), bounds[1]])
+        return self.node("Clip", name, [real, *bounds])
 
     def quantized(self, node: g.Node, real: str) -> None:
         if node.output in self.rounded:  # by powers of two: exact

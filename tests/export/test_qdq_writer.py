@@ -132,6 +132,7 @@ def test_unsigned_tensors_below_8_bits_fit_int8(bits: int) -> None:
     check(graph, signed=True)
     model = to_qdq(graph, signed=True)
     assert types(model) == {INT8}
+    assert [node.name for node in nodes(model, "Min")] == ["linear16/clip/high"], "TensorRT's Clip fails behind a Gemm"
 
 
 def constants(model: Any) -> dict[str, NDArray[Any]]:
@@ -201,7 +202,7 @@ def test_shifted_biases_decide_as_the_reference_does_and_farther_from_ties(bits:
         inside = (moved > dtype.qmin - 0.4) & (moved < dtype.qmax + 0.4)
         margins.append(np.where(inside, np.abs(moved - np.floor(moved) - 0.5), 1).min(0))
     assert (margins[1] >= margins[0] - 1e-12).all(), margins
-    assert margins[1].sum() > 1.2 * margins[0].sum(), margins
+    assert margins[1].sum() > 1.1 * margins[0].sum(), margins
 
 
 def test_a_tie_within_reach_is_left_on_the_side_it_rounds_to() -> None:
