@@ -1,7 +1,7 @@
 """Torchvision's networks as integers: coverage, equality with the reference, file size, latency against float32, and
 whether the same networks with signed activations keep TensorRT's published rules.
 
-    python benchmarks/networks.py --work DIR --out benchmarks/results
+    python benchmarks/networks.py --work DIR --out benchmarks/results --docs docs
 
 Weights are random (batch norms have random statistics, scales come from calibration), since whether a network lowers does
 not depend on what it has learned. Every cell is cached below --work. The result is one JSON and a Markdown table.
@@ -37,6 +37,7 @@ from edgeguard.quant.model import Normalization, QuantizedModel, quantize_model
 from edgeguard.quant.scheme import QuantScheme
 from edgeguard.quant.width import parse_widths
 from edgeguard.targets import cpu_flags
+from edgeguard.targets.profiles import load_profile
 
 NETWORKS = (
     "resnet18", "resnet50", "vgg11_bn", "mobilenet_v2", "mnasnet1_0", "squeezenet1_1", "googlenet", "shufflenet_v2_x1_0",
@@ -45,6 +46,15 @@ NETWORKS = (
 OURS = ("resnet20", "resnet56")
 SIDES = {"vgg11_bn": 224, "resnet20": 32, "resnet56": 32}
 """Its pools divide 224 evenly; all others take 96."""
+PAGE = """# Networks
+
+What lowers to integers, measured by `benchmarks/networks.py` (its JSON: `benchmarks/results/networks.json`): torchvision's
+networks and ours with random weights, 10 classes, calibrated on 16 images. Share of the multiply-accumulates in integer
+kernels of ONNX Runtime, read from its own optimized graph; whether the engine's logits are the reference's, bit for bit;
+the size of the ONNX file, also as a share of its parameters in float32; median milliseconds of one image on one thread against the
+float32 model of the same architecture in the same run; and whether the QDQ model of the same network with signed
+activations keeps TensorRT's published rules (8.6, 10.3 and 11.4).
+"""
 CLASSES, IMAGES, CALIBRATION = 10, 64, 16
 
 
@@ -86,17 +96,21 @@ def quantized(name: str, bits: str, images: NDArray[np.uint8], signed: bool) -> 
     return model
 
 
+def export(name: str, model: QuantizedModel, bits: str, folder: Path, images: NDArray[np.uint8], target: str) -> Artifact:
+    width = next(width for width in model.control.widths if str(width) == bits)
+    side = images.shape[2]
+    return export_artifact(
+        lower(model, width, (3, side, side)), folder, target=target, width=bits, weight_bits=width.weight,
+        activation_bits=width.activation, images=images, source={"model": name, "weights": "random"},
+    )  # fmt: skip
+
+
 def cell(name: str, model: QuantizedModel, bits: str, work: Path, images: NDArray[np.uint8], rounds: int) -> dict[str, Any]:
     """One network at one width; its artifact is deleted again."""
-    width = next(width for width in model.control.widths if str(width) == bits)
     side = images.shape[2]
     folder = work / f"{name}-{bits}"
     shutil.rmtree(folder, ignore_errors=True)
-    graph = lower(model, width, (3, side, side))
-    artifact = export_artifact(
-        graph, folder, target="ort", width=bits, weight_bits=width.weight, activation_bits=width.activation, images=images,
-        source={"model": name, "weights": "random"},
-    )  # fmt: skip
+    artifact = export(name, model, bits, folder, images, "ort")
     described = inspect_artifact(artifact.path)
     speed = bench(Artifact.load(folder), (1,), rounds)
     engine = next(row for row in speed["rows"] if row["model"] != "float32")
@@ -136,12 +150,22 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--docs", type=Path, help="folder for the table as a page of the documentation")
     parser.add_argument("--networks", default=",".join((*NETWORKS, *OURS)))
     parser.add_argument("--bits", default="8,4,2")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--artifacts", metavar="TARGET", help="only write artifacts for this target, at --side, and keep them")
+    parser.add_argument("--side", type=int, default=224)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
+    if args.artifacts:
+        images = smooth_images(args.side, CALIBRATION)
+        for name in args.networks.split(","):
+            model = quantized(name, args.bits, images, load_profile(args.artifacts).signed_activations)
+            for bits in args.bits.split(","):
+                print(export(name, model, bits, args.work / f"{name}-{args.artifacts}-{bits}", images, args.artifacts).path)
+        return
     rows = []
     for name in args.networks.split(","):
         todo = [bits for bits in args.bits.split(",") if not (args.work / f"{name}-{bits}.json").is_file()]
@@ -157,7 +181,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     document = {"schema": "edgeguard.benchmark.networks/1", "versions": versions(), "cpu_flags": cpu_flags(), "rows": rows}
     (args.out / "networks.json").write_text(json.dumps(document, indent=1) + "\n")
-    (args.out / "networks.md").write_text(table(rows))
+    if args.docs is not None:
+        (args.docs / "networks.md").write_text(f"{PAGE}\n{table(rows)}")
     print(table(rows))
 
 

@@ -36,6 +36,7 @@ def test_vnni_never_saturates() -> None:
     if {"avx512_vnni", "avx_vnni"} & set(cpu_flags()):
         assert not ort.saturates()
     assert ort.session_options() == ({ort.PRECISION: "1"} if ort.saturates() else {})
+    assert ort.session_options(wide=False) == {}
 
 
 def test_the_precise_kernels_give_the_same_logits(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
