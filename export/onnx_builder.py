@@ -19,15 +19,51 @@ STORAGE = {2: TensorProto.INT2, 4: TensorProto.INT4, 8: TensorProto.INT8}
 """ONNX type of a weight by `IntType.storage_bits`."""
 
 
-class Builder:
+class Collector:
     """Collects ONNX nodes. A node of the graph keeps its name on the operation that does its work."""
 
-    def __init__(self, graph: IntegerGraph, min_storage_bits: int) -> None:
+    def __init__(self, graph: IntegerGraph) -> None:
         self.graph = graph
-        self.min_storage_bits = min_storage_bits
-        self.smallest = max(STORAGE)
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
+
+    def model(self, imports: list[onnx.OperatorSetIdProto], ir_version: int) -> onnx.ModelProto:
+        """What was collected: uint8 pixels (N, 3, H, W) to float32 logits (N, classes).
+
+        Raises:
+            ExportError: it is not valid ONNX.
+        """
+        graph = self.graph
+        pixels = helper.make_tensor_value_info(graph.input, TensorProto.UINT8, ["N", *graph.input_shape])
+        logits = helper.make_tensor_value_info(graph.output, TensorProto.FLOAT, ["N", graph.num_classes])
+        body = helper.make_graph(self.nodes, "edgeguard", [pixels], [logits], list(self.initializers.values()))
+        model = helper.make_model(body, producer_name="edgeguard", opset_imports=imports, ir_version=ir_version)
+        try:
+            onnx.checker.check_model(model)
+        except onnx.checker.ValidationError as exc:
+            raise ExportError(f"the ONNX model of this graph is not valid: {exc}") from exc
+        return model
+
+    def constant(self, name: str, values: Any) -> str:
+        array = np.asarray(values)
+        tensor = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+        if self.initializers.setdefault(name, tensor) != tensor:
+            raise ExportError(f"two different constants are called {name!r}; rename the layer")
+        return name
+
+    def node(self, op: str, name: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
+        output = output or f"{name}/{op}"
+        self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
+        return output
+
+
+class Builder(Collector):
+    """Collects operations on integers."""
+
+    def __init__(self, graph: IntegerGraph, min_storage_bits: int) -> None:
+        super().__init__(graph)
+        self.min_storage_bits = min_storage_bits
+        self.smallest = max(STORAGE)
 
     def emit(self, op: str, node: g.Node, inputs: list[str], output: str | None = None, **attributes: Any) -> None:
         """An operation that saturates at uint8, then the `Clip` of its type where that is narrower."""
@@ -69,18 +105,6 @@ class Builder:
     def zero_point(self, dtype: IntType) -> str:
         value = zero_point_of(dtype)
         return self.constant(f"uint8/{value}", np.uint8(value))
-
-    def constant(self, name: str, values: Any) -> str:
-        array = np.asarray(values)
-        tensor = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
-        if self.initializers.setdefault(name, tensor) != tensor:
-            raise ExportError(f"two different constants are called {name!r}; rename the layer")
-        return name
-
-    def node(self, op: str, name: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
-        output = output or f"{name}/{op}"
-        self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
-        return output
 
 
 def zero_point_of(dtype: IntType) -> int:

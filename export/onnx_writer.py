@@ -43,21 +43,8 @@ def to_onnx(graph: IntegerGraph, min_storage_bits: int = 2) -> onnx.ModelProto:
     writer = _Writer(graph, min_storage_bits)
     for node in graph.nodes:
         writer.write(node)
-    name = graph.input
-    inputs = [helper.make_tensor_value_info(name, TensorProto.UINT8, ["N", *graph.input_shape])]
-    outputs = [helper.make_tensor_value_info(graph.output, TensorProto.FLOAT, ["N", graph.num_classes])]
     opset, ir_version = OPSETS[writer.smallest]
-    model = helper.make_model(
-        helper.make_graph(writer.nodes, "edgeguard", inputs, outputs, list(writer.initializers.values())),
-        producer_name="edgeguard",
-        opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid(MICROSOFT, 1)],
-        ir_version=ir_version,
-    )
-    try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as exc:
-        raise ExportError(f"the ONNX model of this graph is not valid: {exc}") from exc
-    return model
+    return writer.model([helper.make_opsetid("", opset), helper.make_opsetid(MICROSOFT, 1)], ir_version)
 
 
 class _Writer(Builder):

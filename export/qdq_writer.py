@@ -29,11 +29,12 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from edgeguard import files
 from edgeguard import graph as g
 from edgeguard.errors import ExportError, InputError
+from edgeguard.export.onnx_builder import Collector
 from edgeguard.export.qdq_numbers import bias_shift, file_scale, is_robust
 from edgeguard.graph import IntegerGraph
 from edgeguard.inttype import IntType
@@ -66,28 +67,16 @@ def to_qdq(graph: IntegerGraph, *, signed: bool, opset: int = OPSET) -> onnx.Mod
     writer = _Writer(graph, signed)
     for node in graph.nodes:
         writer.write(node)
-    inputs = [helper.make_tensor_value_info(graph.input, TensorProto.UINT8, ["N", *graph.input_shape])]
-    outputs = [helper.make_tensor_value_info(graph.output, TensorProto.FLOAT, ["N", graph.num_classes])]
     imports = [helper.make_opsetid("", opset)]
-    model = helper.make_model(
-        helper.make_graph(writer.nodes, "edgeguard", inputs, outputs, list(writer.initializers.values())),
-        producer_name="edgeguard", opset_imports=imports, ir_version=helper.find_min_ir_version_for(imports),
-    )  # fmt: skip
-    try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as exc:
-        raise ExportError(f"the ONNX model of this graph is not valid: {exc}") from exc
-    return model
+    return writer.model(imports, helper.find_min_ir_version_for(imports))
 
 
-class _Writer:
-    """Collects ONNX nodes. A node of the graph keeps its name on the operation that does its work."""
+class _Writer(Collector):
+    """Writes one operation of the graph after the other."""
 
     def __init__(self, graph: IntegerGraph, signed: bool) -> None:
-        self.graph = graph
+        super().__init__(graph)
         self.detours = not signed
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = {}
         self.containers = {
             name: _container(name, tensor.dtype, signed)
             for name, tensor in graph.tensors.items() if tensor.scale is not None
@@ -310,18 +299,6 @@ class _Writer:
 
     def binary(self, op: str, name: str, real: str, operand: Any) -> str:
         return self.node(op, name, [real, self.constant(f"{name}/operand", operand)])
-
-    def constant(self, name: str, values: Any) -> str:
-        array = np.asarray(values)
-        tensor = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
-        if self.initializers.setdefault(name, tensor) != tensor:
-            raise ExportError(f"two different constants are called {name!r}; rename the layer")
-        return name
-
-    def node(self, op: str, name: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
-        output = output or f"{name}/{op}"
-        self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
-        return output
 
 
 HANDLERS: dict[type[Any], Callable[[_Writer, Any], None]] = {
