@@ -21,7 +21,7 @@ from edgeguard.graph_check import output_shape
 from edgeguard.inttype import ACCUMULATOR, PIXEL, IntType
 from edgeguard.quant.batchnorm import SwitchableBatchNorm2d
 from edgeguard.quant.model import QuantizedModel, activation_quantizer, weight_quantizer
-from edgeguard.quant.place import FUNCTIONS, METHODS, MODULES
+from edgeguard.quant.place import FUNCTIONS, METHODS, MODULES, SUPPORTED
 from edgeguard.quant.quantizers import ActivationQuantizer, WeightQuantizer
 from edgeguard.quant.width import Width
 
@@ -134,7 +134,7 @@ class _Lowering:
             parts = [self.tensors[self.values[source]] for source in head.all_input_nodes]
             first, second = (part.name for part in sorted(parts, key=lambda part: -math.prod(part.shape)))
             return name, (g.Add if kind == "add" else g.Multiply)(name, first, second, name)
-        raise ExportError(f"layer {head.name!r}: {head.target} has no integer form")
+        raise ExportError(f"layer {head.name!r}: {head.target} has no integer form; supported are {SUPPORTED}")
 
     def _compute(self, head: fx.Node, name: str, layer: nn.Module, weights: WeightQuantizer,
                  norm: SwitchableBatchNorm2d | None, output_scale: float | None) -> g.Conv | g.Linear:  # fmt: skip
@@ -174,11 +174,16 @@ class _Lowering:
             wanted: Any = layer.output_size
             rows, columns = (wanted, wanted) if isinstance(wanted, int) else (wanted[0] or size[0], wanted[1] or size[1])
             if size[0] % rows or size[1] % columns:
-                raise ExportError(f"layer {name!r}: pooling {size} to {(rows, columns)} needs windows of unequal size")
+                raise ExportError(
+                    f"layer {name!r}: pooling {size} to {(rows, columns)} needs windows of unequal size; give it images "
+                    "whose feature map divides evenly, or another output size"
+                )
             kernel = stride = (size[0] // rows, size[1] // columns)
         else:
             if pair(layer.padding) != (0, 0) or layer.ceil_mode or layer.divisor_override:
-                raise ExportError(f"layer {name!r}: average pooling with padding, ceil_mode or a divisor")
+                raise ExportError(
+                    f"layer {name!r}: average pooling with padding, ceil_mode or a divisor has no integer form; leave them out"
+                )
             kernel, stride = pair(layer.kernel_size), pair(layer.stride)
         return g.AveragePool(name, source.name, name, kernel, stride)
 
@@ -212,7 +217,7 @@ class _Lowering:
         name = str(node.target) if module is not None else node.name
         if kind == "concat":
             if (node.args[1:] or (node.kwargs.get("dim", 0),))[0] != 1:
-                raise ExportError(f"layer {name!r}: only concatenation along channels has an integer form")
+                raise ExportError(f"layer {name!r}: only concatenation along channels (dim=1) has an integer form")
             inputs = tuple(self.values[part] for part in node.all_input_nodes)
             first = self.tensors[inputs[0]]
             self._emit(g.Concat(name, inputs, name), node, first.dtype, first.scale)
@@ -232,7 +237,7 @@ class _Lowering:
             self.values[node] = source.name
             return
         else:
-            raise ExportError(f"layer {name!r}: {node.target} has no integer form")
+            raise ExportError(f"layer {name!r}: {node.target} has no integer form; supported are {SUPPORTED}")
         self._emit(operation, node, source.dtype, source.scale)
 
 

@@ -107,7 +107,7 @@ def conv_padding(layer: nn.Conv2d) -> g.Padding:
 def max_pool(name: str, source: g.Tensor, layer: nn.MaxPool2d) -> g.MaxPool:
     """`ceil_mode` is padding at the bottom and right, which never wins."""
     if pair(layer.dilation) != (1, 1) or layer.return_indices:
-        raise ExportError(f"layer {name!r}: max pooling with dilation or indices")
+        raise ExportError(f"layer {name!r}: max pooling with dilation or indices has no integer form; leave them out")
     kernel, stride, (top, left) = pair(layer.kernel_size), pair(layer.stride), pair(layer.padding)
     extra = [0, 0]
     for axis, (size, pad) in enumerate(zip(source.shape[1:], (top, left), strict=True)):
@@ -125,7 +125,7 @@ def chunk_limits(node: fx.Node, source: g.Tensor) -> tuple[int, int]:
         if is_node(chunk) else {}  # fmt: skip
     parts, channels = arguments.get("chunks"), source.shape[0]
     if not isinstance(parts, int) or arguments.get("dim") != 1 or not isinstance(index, int):
-        raise ExportError(f"layer {node.name!r}: only parts of a chunk along channels have an integer form")
+        raise ExportError(f"layer {node.name!r}: only parts of x.chunk(n, dim=1) have an integer form, one at a time")
     size = -(-channels // parts)
     starts = range(0, channels, size)
     start = starts[index]

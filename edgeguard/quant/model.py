@@ -160,11 +160,13 @@ def _replace_layers(body: fx.GraphModule, placement: Placement, scheme: QuantSch
         new: nn.Module
         if isinstance(old, nn.BatchNorm2d):
             if old.running_mean is None:
-                raise ExportError(f"layer {node.name!r}: a batch norm without running statistics cannot be folded")
+                raise ExportError(
+                    f"layer {node.name!r}: a batch norm without running statistics cannot be folded; track them"
+                )
             new = SwitchableBatchNorm2d(old, control)
         elif isinstance(old, nn.Conv2d | nn.Linear):
             if isinstance(old, nn.Conv2d) and old.padding_mode != "zeros":
-                raise ExportError(f"layer {node.name!r}: padding mode {old.padding_mode!r} has no integer form")
+                raise ExportError(f"layer {node.name!r}: padding mode {old.padding_mode!r} has no integer form; pad with zeros")
             role = "boundary" if node in (placement.first, placement.last) else "inner"
             new = quant_layer(old, WeightQuantizer(control, scheme, role))
         else:

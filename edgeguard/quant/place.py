@@ -140,12 +140,16 @@ def place(model: fx.GraphModule) -> Placement:
     order = list(model.graph.nodes)
     compute = [node for node in order if kinds[node] in ("conv", "linear")]
     if not compute or kinds[compute[0]] != "conv":
-        raise ExportError("the model must begin with a convolution of the image")
+        raise ExportError("the model has no convolution to begin with; it must start with one that reads the image")
     placement.first, placement.last = compute[0], compute[-1]
     if kinds[placement.first.all_input_nodes[0]] != "placeholder":
-        raise ExportError(f"layer {placement.first.name!r}: the first convolution must read the image itself")
+        raise ExportError(
+            f"layer {placement.first.name!r}: the first convolution must read the image itself; take off what precedes it"
+        )
     if kinds[placement.last] == "linear" and [kinds[user] for user in placement.last.users] != ["output"]:
-        raise ExportError(f"layer {placement.last.name!r}: the last linear layer must give the logits")
+        raise ExportError(
+            f"layer {placement.last.name!r}: the last linear layer must give the logits; take off what follows it"
+        )
     fused: set[fx.Node] = set()
     for node in order:
         if node in fused or kinds[node] not in HEADS or (node is placement.last and kinds[node] == "linear"):
@@ -219,7 +223,9 @@ def _join(placement: Placement) -> None:
             continue
         parts = [placement.sources(node) for node in point.head.all_input_nodes]
         if len(parts) != 2 or not all(parts):
-            raise ExportError(f"layer {point.head.name!r}: {kind_} needs two quantized activations")
+            raise ExportError(
+                f"layer {point.head.name!r}: {kind_} needs two quantized activations; fold constants into a layer"
+            )
         if kind_ == "add":
             _merge(points, [point, *parts[0], *parts[1]], "group")
     for tie in {point.tie for point in points}:
