@@ -139,8 +139,13 @@ class _StoredModel:
         return constant
 
     def layer_of(self, node: onnx.NodeProto) -> str | None:
-        """The layer that a node of the optimized graph executes, by its own constants, otherwise by name."""
-        found = {self.parameters.get(name) for name in node.input} - {None}
+        """The layer that a node of the optimized graph executes: by its weights, by its other constants, by its name.
+
+        The runtime may merge equal constants of different layers, so the weights, which are seldom equal, come first.
+        """
+        index = WEIGHT_INPUT.get(node.op_type, len(node.input))
+        found = {self.parameters.get(name) for name in node.input[index : index + 1]} - {None}
+        found = found or {self.parameters.get(name) for name in node.input} - {None}
         if not found:
             found = {self.names.get(RENAMED.sub("", name)) for name in (node.name, *node.output)} - {None}
         if len(found) > 1:

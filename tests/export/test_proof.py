@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import graphs
 import numpy as np
 import pytest
 
+from edgeguard import graph as g
 from edgeguard.errors import ExportError
 from edgeguard.graph import IntegerGraph
 from edgeguard.targets import ort
@@ -215,3 +217,15 @@ def test_cpus_without_vnni(proved: Prove, monkeypatch: pytest.MonkeyPatch) -> No
     assert document["integer_mac_coverage"] == 1.0
     assert document["identical"] is True
     assert document["runtime"]["options"] == {ort.PRECISION: "1"}
+
+
+def test_equal_constants_of_different_layers_are_told_apart(proved: Prove) -> None:
+    """The runtime keeps one of several equal constants, here the biases, so it no longer says whose layer is whose."""
+    graph = graphs.every_op(4)
+    nodes = tuple(
+        dataclasses.replace(node, bias=np.zeros_like(node.bias)) if isinstance(node, g.Conv) else node
+        for node in graph.nodes
+    )
+    result = proved(graph=IntegerGraph(nodes, graph.tensors))
+    assert result["integer_mac_coverage"] == 1.0
+    assert [layer["name"] for layer in result["layers"]] == [n.name for n in nodes if isinstance(n, g.Conv | g.Linear)]
