@@ -33,10 +33,9 @@ from edgeguard.targets.timing import interleave
 
 SCHEMA = "edgeguard.engine_speed/1"
 FLOAT = "float32"
-MIN_ROUNDS = 50
 
 
-def measure(sessions: dict[str, Any], shape: tuple[int, int, int], batch: int, seconds: float) -> dict[str, Any]:
+def measure(sessions: dict[str, Any], shape: tuple[int, int, int], batch: int, seconds: float, turns: int) -> dict[str, Any]:
     """Milliseconds per image of every session: {name: (turns,) float64} for wall and CPU time."""
     rng = np.random.default_rng(batch)
     pixels = rng.integers(0, 256, (batch, *shape)).astype(np.uint8)
@@ -46,7 +45,7 @@ def measure(sessions: dict[str, Any], shape: tuple[int, int, int], batch: int, s
         for name, session in sessions.items()
     }
     end = time.perf_counter() + seconds
-    times = interleave(calls, lambda rounds: time.perf_counter() < end or rounds < MIN_ROUNDS)
+    times = interleave(calls, lambda rounds: time.perf_counter() < end or rounds < turns)
     scale = 1e3 / batch
     return {"wall": {name: entry.wall.mean(1) * scale for name, entry in times.items()},
             "cpu": {name: entry.cpu.mean(1) * scale for name, entry in times.items()}}  # fmt: skip
@@ -78,7 +77,7 @@ def sizes(path: Path) -> dict[str, int]:
     return {"file_bytes": path.stat().st_size, "weight_bytes": weights}
 
 
-def run(paths: list[Path], float_path: Path | None, batches: list[int], seconds: float) -> dict[str, Any]:
+def run(paths: list[Path], float_path: Path | None, batches: list[int], seconds: float, turns: int) -> dict[str, Any]:
     """The whole benchmark: a JSON document of schema `edgeguard.engine_speed/1`."""
     artifacts = {f"{artifact.width} bit": artifact for artifact in map(Artifact.load, paths)}
     first = next(iter(artifacts.values()))
@@ -89,7 +88,7 @@ def run(paths: list[Path], float_path: Path | None, batches: list[int], seconds:
         models = {FLOAT: float_path, **{name: artifact.onnx for name, artifact in artifacts.items()}}
         sessions = {name: open_session(path, threads=1) for name, path in models.items()}
         shape = first.graph().input_shape
-        rows = [row for batch in batches for row in summary(measure(sessions, shape, batch, seconds), batch)]
+        rows = [row for batch in batches for row in summary(measure(sessions, shape, batch, seconds, turns), batch)]
         files_of = {name: sizes(path) for name, path in models.items()}
         hashes = {name: files.sha256(path) for name, path in models.items()}
     largest = max(entry["weight_bytes"] for name, entry in files_of.items() if name != FLOAT)
@@ -125,10 +124,11 @@ def main() -> int:
     parser.add_argument("--float-onnx", type=Path, help="a float32 model to compare with; built when not given")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--seconds", type=float, default=10.0, help="measuring time of each batch size")
+    parser.add_argument("--turns", type=int, default=50, help="turns of each model at least; few for large models")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     try:
-        document = run(options.artifacts, options.float_onnx, options.batch, options.seconds)
+        document = run(options.artifacts, options.float_onnx, options.batch, options.seconds, options.turns)
         if options.out:
             files.write_json(options.out, document)
     except EdgeGuardError as exc:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +15,7 @@ from numpy.typing import NDArray
 from edgeguard.calib.estimators import ENTROPY_SAMPLES_PER_BATCH, ESTIMATORS, SAMPLES_PER_BATCH, Observer, merge
 from edgeguard.errors import InputError
 from edgeguard.quant.model import QuantizedModel
+from edgeguard.quant.place import FUNCTIONS
 from edgeguard.quant.quantizers import ActivationQuantizer, ScaleGroup
 from edgeguard.quant.width import Width
 
@@ -66,14 +70,50 @@ def calibrate(
             quantizer.observer = None
         model.enable_quantization(True)
         model.train(training)
-    ties: dict[int, list[Observer]] = {}
-    for quantizer, observer in zip(quantizers, observers, strict=True):
-        ties.setdefault(quantizer.tie, []).append(observer)
-    shared = {tie: Observer.merged(members) for tie, members in ties.items()}
-    seen = {quantizer: shared[quantizer.tie] for quantizer in quantizers}
+    seen = dict(zip(quantizers, observers, strict=True))
+    branches = _branches(model)
     for index, width in enumerate(model.control.widths):
         for group in model.groups():
             _set_group(group, {q: seen[q] for q in model.members(group)}, width, index, estimator)
+        for branch in branches:
+            _round_once(*branch, index)
+
+
+def _branches(model: QuantizedModel) -> list[tuple[ActivationQuantizer, ActivationQuantizer, list[ActivationQuantizer]]]:
+    """Residual branches that only one addition reads: the sum's quantizer, the branch's, and those of the other addend."""
+    quantizers = model.activation_quantizers()
+    ties = Counter(quantizer.tie for quantizer in quantizers.values())
+
+    def own(node: Any) -> ActivationQuantizer | None:
+        return quantizers.get(str(node.target)) if node.op == "call_module" else None
+
+    def sources(node: Any) -> list[ActivationQuantizer]:
+        found = own(node)
+        return [found] if found is not None else [q for source in node.all_input_nodes for q in sources(source)]
+
+    found = []
+    for node in model.body.graph.nodes:
+        output, head = own(node), next(iter(node.all_input_nodes), None)
+        if output is None or head is None or FUNCTIONS.get(head.target) != "add" or len(head.all_input_nodes) != 2:
+            continue
+        for addend, other in itertools.permutations(head.all_input_nodes):
+            branch = own(addend)
+            if branch is not None and branch.role == "residual" and len(addend.users) == 1 == ties[branch.tie]:
+                found.append((output, branch, sources(other)))
+    return found
+
+
+def _round_once(
+    output: ActivationQuantizer, branch: ActivationQuantizer, others: list[ActivationQuantizer], index: int
+) -> None:
+    """Give a residual branch the scale of its sum, where the shortcut lies on that grid already.
+
+    The sum of whole numbers is whole, so the branch is rounded once, to the same integers as if the sum alone were; on a
+    finer grid it would be rounded twice, and the runtime would need a second operation for it.
+    """
+    grid = int(output.exponent[index])
+    if int(branch.exponent[index]) < grid <= min(int(other.exponent[index]) for other in others):
+        branch.set_exponent(index, grid)
 
 
 def _set_group(

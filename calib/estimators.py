@@ -49,15 +49,6 @@ class Observer:
             stride |= 1  # an odd stride does not fall in step with rows and channels
         self.samples.append(flat[::stride].float().clamp(self.floor, self.ceiling).cpu())
 
-    @staticmethod
-    def merged(parts: list[Observer]) -> Observer:
-        """What several observers saw, as one: tensors that are concatenated have one scale."""
-        return Observer(
-            low=min(part.low for part in parts),
-            high=max(part.high for part in parts),
-            samples=[sample for part in parts for sample in part.samples],
-        )
-
     def values(self) -> Tensor:
         """All samples, (n,) float32."""
         if not self.samples:

@@ -6,6 +6,8 @@ from edgeguard.calib import calibrate, calibration_indices
 from edgeguard.calib.estimators import ESTIMATORS, Observer, entropy, merge, minmax, mse, percentile, squared_error
 from edgeguard.data import load_dataset
 from edgeguard.errors import InputError
+from edgeguard.export.lower import lower
+from edgeguard.graph import Add
 from edgeguard.inttype import IntType
 from edgeguard.models import load_model
 from edgeguard.quant.model import Normalization, quantize_model
@@ -133,6 +135,26 @@ def test_calibration_sets_every_width_and_keeps_additions_exact(estimator):
                     assert all(np.log2(s / scales[0]) == round(np.log2(s / scales[0])) for s in scales)
     assert errors[0] < 0.1
     assert errors[0] < errors[1] < errors[2] + 0.5
+
+
+@pytest.mark.parametrize("bits", ["8", "2"])
+def test_a_branch_is_rounded_once_where_its_shortcut_lies_on_the_grid_of_the_sum(bits):
+    images = load_dataset("digits", "train").images(np.arange(32))
+    scheme = QuantScheme(parse_widths(bits))
+    model = quantize_model(load_model("resnet20").module, scheme, Normalization((0.5,) * 3, (0.25,) * 3)).eval()
+    calibrate(model, images)
+    graph = lower(model, scheme.widths[0], (3, 32, 32))
+    ratios = []
+    for node in graph.nodes:
+        if isinstance(node, Add):
+            branch = [ratio for ratio, name in zip(graph.add_ratios(node), (node.input, node.other), strict=True)
+                      if name.endswith("conv2")]  # fmt: skip
+            shortcut = [ratio for ratio, name in zip(graph.add_ratios(node), (node.input, node.other), strict=True)
+                        if not name.endswith("conv2")]  # fmt: skip
+            ratios.append((*branch, *shortcut))
+    assert len(ratios) == 9
+    assert all(branch >= 1 for branch, shortcut in ratios if shortcut >= 1)
+    assert any(shortcut >= 1 for _, shortcut in ratios)
 
 
 def test_unknown_estimator():
