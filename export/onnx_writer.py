@@ -151,6 +151,9 @@ class _Writer(Builder):
         if finest >= 1:
             self.emit("QLinearAdd", node, [*first, *second, *output[1:]], domain=MICROSOFT)
             return
+        if max(ratios) >= 2:
+            self.add_halved(node, ratios)
+            return
         if dtype.qmax / finest > 255 - zero_point_of(dtype):
             self.add_by_conv(node, ratios)
             return
@@ -166,6 +169,20 @@ class _Writer(Builder):
             self.emit("QLinearLeakyRelu", node, inputs, alpha=1.0, domain=MICROSOFT)
         else:
             self.node("QLinearLeakyRelu", node.name, inputs, node.output, alpha=0.0, domain=MICROSOFT)
+
+    def add_halved(self, node: g.Add, ratios: tuple[float, float]) -> None:
+        """One addend in whole even steps, the other finer: the finer is rounded alone, by a table, to the same integers.
+
+        An even number does not move a tie: `round(2 b + a / 2) = 2 b + round(a / 2)` when halves go to even.
+        """
+        fine, coarse = (node.input, node.other) if ratios[0] < ratios[1] else (node.other, node.input)
+        output = self.quantized(node.output)
+        ones = [self.constant(f"float/{value!r}", np.float32(value)) for value in (min(ratios), max(ratios), 1.0)]
+        points = [self.zero_point(self.graph.tensors[name].dtype) for name in (fine, coarse)]
+        rounded = self.node("QLinearLeakyRelu", f"{node.name}/round", [fine, ones[0], points[0], ones[2], points[0]],
+                            alpha=1.0, domain=MICROSOFT)  # fmt: skip
+        inputs = [rounded, ones[2], points[0], coarse, ones[1], points[1], ones[2], output[2]]
+        self.emit("QLinearAdd", node, inputs, domain=MICROSOFT)
 
     def add_by_conv(self, node: g.Add, ratios: tuple[float, float]) -> None:
         """An addition whose sum does not fit uint8 before it is rounded: a 1x1 convolution over both, side by side."""

@@ -76,6 +76,27 @@ def test_the_runtimes_addition_never_rounds(build: Any, bits: int) -> None:
             assert ratio in (1, 2, 4, 8, 16, 32, 64, 128), node.name
 
 
+@pytest.mark.parametrize("signed", [(False, True, False), (True, True, True), (False, False, False), (True, False, True)])
+@pytest.mark.parametrize("ratios", [(0.5, 2.0), (4.0, 0.25), (0.125, 8.0)])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_finer_addend_beside_an_even_one_is_rounded_alone(
+    bits: int, ratios: tuple[float, float], signed: tuple[bool, bool, bool], tmp_path: Path
+) -> None:
+    b = graphs.Builder(bits, (3, 16, 16), 5)
+    x = b.quantize()
+    unit = 2.0**-6
+    left, right = (b.conv(x, 16, kernel=1, padding=0, signed=s, bits=8, scale=unit * ratio)
+                   for s, ratio in zip(signed, ratios, strict=False))  # fmt: skip
+    total = b.append(g.Add("sum", left, right, "sum.out"), IntType(bits, signed[2]), unit)
+    graph = head(b, total)
+    model = to_onnx(graph)
+    assert operations(model)["QLinearLeakyRelu"] == 1
+    values = reference.run(graph, graphs.random_images((3, 16, 16), 30), keep=[left, right])
+    fine = values[left if ratios[0] < 1 else right].astype(np.float64) * min(ratios)
+    assert ((fine % 1) == 0.5).any(), "no tie, no test"
+    check_equal(graph, tmp_path / "model.onnx", 30)
+
+
 @pytest.mark.parametrize(("bits", "stored", "opset"), [(8, INT8, 17), (5, INT8, 17), (4, INT4, 21), (3, INT4, 21), (2, INT2, 25)])
 def test_weights_are_stored_in_the_smallest_type(bits: int, stored: int, opset: int) -> None:
     graph = graphs.every_op(bits)
