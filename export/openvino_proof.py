@@ -6,7 +6,6 @@ is measured and reported, not refused.
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from edgeguard import graph as g
 from edgeguard.errors import ExportError
 from edgeguard.graph import IntegerGraph
 from edgeguard.targets import Engine, reference
+from edgeguard.targets.differences import logit_steps
 from edgeguard.targets.openvino import Kernel, OpenVinoEngine
 
 BATCH = 32
@@ -120,30 +120,17 @@ def _compare(graph: IntegerGraph, engine: Engine, images: NDArray[np.uint8]) -> 
     last = graph.nodes[-1]
     if not isinstance(last, g.Dequantize):
         raise ExportError(f"the graph ends in {type(last).__name__}, expected Dequantize")
-    steps: Counter[int] = Counter()
-    agreeing, largest, identical = 0, 0.0, True
+    pairs = []
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
-        got, expected = engine(batch), reference.run(graph, batch)[graph.output]
-        difference = np.abs(got.astype(np.float64) - expected)
-        agreeing += int((got.argmax(1) == expected.argmax(1)).sum())
-        largest, identical = max(largest, float(difference.max())), identical and bool((got == expected).all())
-        values, counts = np.unique(np.rint(difference / last.scale).astype(np.int64), return_counts=True)
-        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-            steps[(value - 1).bit_length() if value else -1] += count
+        pairs.append((engine(batch), reference.run(graph, batch)[graph.output]))
+    got, expected = (np.concatenate(part) for part in zip(*pairs, strict=True))
     return {
-        "identical": identical,
-        "max_difference": largest,
-        "agreement": agreeing / len(images),
-        "steps": {_class(power): steps[power] for power in sorted(steps)},
+        "identical": bool(np.array_equal(got, expected)),
+        "max_difference": float(np.abs(got.astype(np.float64) - expected).max()),
+        "agreement": float((got.argmax(1) == expected.argmax(1)).mean()),
+        "steps": logit_steps(got, expected, last.scale),
     }
-
-
-def _class(power: int) -> str:
-    """Name of the class of differences above 2**(power - 1), up to 2**power; -1 is none at all."""
-    if power < 2:
-        return str(power + 1)
-    return f"{(1 << (power - 1)) + 1}-{1 << power}"
 
 
 def _refuse(layers: list[dict[str, Any]], foreign: list[dict[str, Any]]) -> None:

@@ -56,7 +56,8 @@ def example_report(**changes: Any) -> dict[str, Any]:
         },
         "options": {"steps": 300, "accesses": ["transfer", "engine"], "target": None},
         "definitions": {"asr": "ASR = P[engine(x_adv) != y | engine(x) = y]", "survival": "paired per image"},
-        "clean": {"engine": accuracy, "twin": accuracy, "agreement": 0.99, "bit_identical": False},
+        "clean": {"engine": accuracy, "twin": accuracy, "agreement": 0.99, "bit_identical": False,
+                  "steps": {"0": 880, "1": 90, "3-4": 30}},
         "attacks": [attack(0.45), attack(0.3, access="transfer", patch=1, source="all widths")],
         "aggregated": [
             {

@@ -102,3 +102,9 @@ def model_line(report: Report) -> str:
     coverage = artifact["integer_mac_coverage"]
     integer = "integer share unknown" if coverage is None else f"{100 * coverage:.4g} % integer multiply-accumulates"
     return f"{artifact['target']}, {widths}, {integer}"
+
+
+def steps_sentence(report: Report) -> str:
+    """How many clean logits of the engine lie how many steps of the last layer's integers from the twin's."""
+    steps = report["clean"]["steps"] or {}
+    return ", ".join(f"{name}: {count}" for name, count in steps.items()) or "not measured"

@@ -57,7 +57,7 @@ SHAPE: dict[str, Any] = {
     "definitions": dict,
     "clean": {
         "engine": _ACCURACY, "twin": Maybe(_ACCURACY), "agreement": _OPTIONAL_NUMBER,
-        "bit_identical": (bool, type(None)),
+        "bit_identical": (bool, type(None)), "steps": (dict, type(None)),
     },
     "attacks": [_ATTACK],
     "aggregated": [{"patch_size": int, "placement": str, "asr": Number, "source": _OPTIONAL_TEXT, "surrogates": list}],

@@ -22,6 +22,7 @@ from edgeguard.report.figures import (
     attack_name,
     interval,
     percent,
+    steps_sentence,
     strongest,
 )
 from edgeguard.report.png import encode
@@ -176,6 +177,7 @@ def survival(report: Report) -> str:
             ("McNemar's exact test", f"p = {found['mcnemar_p']:.3g}"),
             ("Images compared", str(found["n"])),
             ("Engine and twin", identical),
+            *([] if found["bit_identical"] else [("Clean logits apart, in integer steps", steps_sentence(report))]),
             ("Attack", attack_name(report["attacks"][found["attack"]])),
         )
     )

@@ -14,6 +14,7 @@ from edgeguard.report.figures import (
     interval,
     model_line,
     percent,
+    steps_sentence,
     strongest,
     trust_sentence,
     weakest_robustness,
@@ -51,7 +52,10 @@ def _numbers(report: Report) -> list[str]:
         ("Strongest attack", attack["asr"], attack["ci95"], attack_name(attack)),
         ("Robust accuracy", robust["robust_accuracy"], robust["robust_ci95"], "under the attack that leaves least"),
     ]
-    return [f"{name:<17}{percent(value):>8}  ({interval(ci95)})  {note}" for name, value, ci95, note in rows]
+    lines = [f"{name:<17}{percent(value):>8}  ({interval(ci95)})  {note}" for name, value, ci95, note in rows]
+    if report["clean"]["bit_identical"] is False:
+        lines.append(f"Clean logits of engine and twin apart, in integer steps: {steps_sentence(report)}")
+    return lines
 
 
 def _cells(attack: Mapping[str, Any]) -> tuple[str, ...]:

@@ -10,7 +10,9 @@ import numpy as np
 
 from edgeguard.artifact import Artifact
 from edgeguard.data.dataset import Dataset
+from edgeguard.graph import Dequantize
 from edgeguard.targets import open_engine
+from edgeguard.targets.differences import logit_steps
 from edgeguard.verify import document, trust
 from edgeguard.verify.gate import Gate, evaluate
 from edgeguard.verify.harness import Judged, Subject, judge_at, judge_worst, random_places
@@ -83,7 +85,7 @@ def verify(
             "data": _data_block(split, options),
             "options": document.options_block(options),
             "definitions": document.definitions(options),
-            "clean": _clean(subject, simulation),
+            "clean": _clean(subject, simulation, artifact),
             "attacks": findings.rows,
             "aggregated": _aggregated(findings),
             "survival": _headline_survival(findings),
@@ -195,18 +197,21 @@ def _white_box_strongest(findings: _Findings, options: VerifyOptions) -> dict[st
     return outcome
 
 
-def _clean(subject: Subject, simulation: Subject | None) -> dict[str, Any]:
+def _clean(subject: Subject, simulation: Subject | None, artifact: Artifact) -> dict[str, Any]:
     if simulation is None:
-        twin = agreement = identical = None
+        twin = agreement = identical = steps = None
     else:
         twin = document.accuracy_block(simulation)
         agreement = float((subject.clean.argmax(1) == simulation.clean.argmax(1)).mean())
         identical = bool(np.array_equal(subject.clean, simulation.clean))
+        last = artifact.graph().nodes[-1]
+        steps = logit_steps(subject.clean, simulation.clean, last.scale) if isinstance(last, Dequantize) else None
     return {
         "engine": document.accuracy_block(subject),
         "twin": twin,
         "agreement": agreement,
         "bit_identical": identical,
+        "steps": steps,
     }
 
 

@@ -135,8 +135,3 @@ def test_weights_in_float_are_an_error(proved: Prove) -> None:
 
     with pytest.raises(ExportError, match=f"layer '{LAYER}': its weights are not stored as INT8"):
         proved(spoil)
-
-
-@pytest.mark.parametrize(("power", "name"), [(-1, "0"), (0, "1"), (1, "2"), (2, "3-4"), (3, "5-8")])
-def test_classes_of_steps(power: int, name: str) -> None:
-    assert openvino_proof._class(power) == name

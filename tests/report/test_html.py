@@ -130,7 +130,7 @@ def test_broken_images_are_refused(change: dict[str, Any]) -> None:
 
 def test_parts_that_were_not_measured() -> None:
     report = example_report(survival=None, gate=None)
-    report["clean"].update(twin=None, agreement=None, bit_identical=None)
+    report["clean"].update(twin=None, agreement=None, bit_identical=None, steps=None)
     for attack in report["attacks"]:
         attack.update(twin_asr=None, survival=None, seen=None, source=None)
     for entry in report["examples"]["images"]:

@@ -38,7 +38,7 @@ def test_refused(change: dict[str, Any], message: str) -> None:
 
 def test_parts_that_may_be_missing() -> None:
     report = example_report(survival=None, gate=None)
-    report["clean"].update(twin=None, agreement=None, bit_identical=None)
+    report["clean"].update(twin=None, agreement=None, bit_identical=None, steps=None)
     assert check_report(report) is report
 
 

@@ -30,7 +30,7 @@ def test_columns_line_up() -> None:
 
 def test_parts_that_were_not_measured() -> None:
     report = example_report(survival=None, gate=None)
-    report["clean"].update(twin=None, agreement=None, bit_identical=None)
+    report["clean"].update(twin=None, agreement=None, bit_identical=None, steps=None)
     text = format_summary(report)
     assert "Survival: not measured" in text
     assert "Gate" not in text
@@ -59,3 +59,10 @@ def test_headline(change: dict[str, Any], mood: str, words: str) -> None:
     found = headline(example_report(**change))
     assert found[0] == mood
     assert words in found[1]
+
+
+def test_logits_that_differ_are_shown_in_integer_steps() -> None:
+    report = example_report()
+    assert "integer steps: 0: 880, 1: 90, 3-4: 30" in format_summary(report)
+    report["clean"]["bit_identical"] = True
+    assert "integer steps" not in format_summary(report)
