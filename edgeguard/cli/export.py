@@ -37,5 +37,8 @@ def export(
     folder = output_folder(out, f"{source.path.resolve().name}-{profile.name}-{bits}")
     artifact = export_run(source, bits, profile, folder, data, proof_images, allow_float, onnx_only, repeat)
     document = inspect_artifact(artifact.path)
-    text = f"{format_inspection(document)}\nartifact: {artifact.path}\nnext: edgeguard verify {artifact.path}"
+    after = f"edgeguard verify {artifact.path}"
+    if onnx_only:
+        after = f"where TensorRT and its GPU are: edgeguard export {source.path} --target {target} --bits {bits}"
+    text = f"{format_inspection(document)}\nartifact: {artifact.path}\nnext: {after}"
     emit({**document, "artifact": str(artifact.path)}, text, as_json)
