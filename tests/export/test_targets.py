@@ -94,6 +94,25 @@ def test_onnx_only_is_for_tensorrt(tmp_path: Path) -> None:
         export(tmp_path / "a", "ort", onnx_only=True)
 
 
+@pytest.mark.parametrize(("target", "options"), [("ort", {"repeat": 2}), ("trt", {"repeat": 2, "onnx_only": True}),
+                                               ("trt", {"repeat": 0})])  # fmt: skip
+def test_repeated_builds_are_for_plans(target: str, options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--repeat counts builds of a TensorRT plan"):
+        export(tmp_path / "a", target, small_artifact.small_graph(4), **options)
+
+
+@pytest.mark.trt
+@pytest.mark.usefixtures("gpu")
+def test_a_plan_and_its_rebuilds(tmp_path: Path) -> None:
+    artifact = export(tmp_path / "a", "trt", small_artifact.small_graph(4), repeat=2)
+    proof = artifact.manifest["proof"]
+    assert proof["built"]
+    assert proof["integer_mac_coverage"] == 1.0
+    assert proof["rebuilds"]["builds"] == 2
+    with open_engine(artifact) as engine:
+        assert engine.describe()["runtime"] == "trt"
+
+
 def test_an_onnx_file_for_tensorrt_without_tensorrt(tmp_path: Path) -> None:
     artifact = export(tmp_path / "a", "trt", small_artifact.small_graph(4), onnx_only=True)
     proof = artifact.manifest["proof"]

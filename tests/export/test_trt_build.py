@@ -36,7 +36,7 @@ from edgeguard.export.trt_layers import (  # noqa: E402
     require_int8,
     weighted_layers,
 )
-from edgeguard.targets.tensorrt import Cuda, TensorRTEngine  # noqa: E402
+from edgeguard.targets.tensorrt import TensorRTEngine  # noqa: E402
 
 INT8_TACTIC = "sm80_xmma_fprop_implicit_gemm_interleaved_i8i8_i8i32_f32_nchw_vect_c_32kcrs_vect_c_32"
 VECTOR = "Thirty-two wide channel vectorized row major Int8 format."
@@ -186,15 +186,6 @@ def test_without_tensorrt_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(MissingDependency, match=r'pip install "edgeguard\[trt\]"'):
         build_plan(tmp_path / "model.onnx", tmp_path / "model.plan")
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
-
-
-@pytest.fixture
-def gpu() -> None:
-    pytest.importorskip("tensorrt")
-    try:
-        Cuda()
-    except MissingDependency as exc:
-        pytest.skip(str(exc))
 
 
 @pytest.mark.trt
