@@ -22,8 +22,6 @@ from edgeguard.graph import IntegerGraph
 
 OPSETS = {2: (25, 13), 4: (21, 10), 8: (17, 8)}
 """(opset, IR version) that the smallest weights of a model need."""
-MAX_PARTS = 4
-"""Copies of tensors that an addition may put side by side."""
 
 
 def write_onnx(graph: IntegerGraph, path: Path, min_storage_bits: int = 2) -> None:
@@ -191,8 +189,10 @@ class _Writer(Builder):
         for name, ratio in zip((node.input, node.other), ratios, strict=True):
             copies = max(1, round(ratio / finest) // 64)
             parts += [(name, round(ratio / finest) // copies)] * copies
-        if len(shape) != 3 or len(parts) > MAX_PARTS:
-            raise ExportError(f"{node.name}: the scales of this addition are too far apart for ONNX Runtime, {ratios}")
+        if len(shape) != 3:
+            raise ExportError(
+                f"{node.name}: a sum of vectors at scales {ratios} apart has no form in ONNX Runtime; add before flattening"
+            )
         eye = np.eye(shape[0], dtype=np.int8)
         weight = self.constant(f"{node.name}/weight", np.hstack([eye * w for _, w in parts])[:, :, None, None])
         points = [zero_point_of(self.graph.tensors[name].dtype) for name, _ in parts]

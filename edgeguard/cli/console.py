@@ -133,5 +133,13 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", callback=_read_config, is_eager=True, help="Take options from a TOML file."),
 ]
+ModelOption = Annotated[str, typer.Option(help="resnet20, resnet56, ..., torchvision/NAME or package.module:factory.")]
+WeightsOption = Annotated[Path | None, typer.Option(help="Float weights: safetensors or a state dict.")]
+DataOption = Annotated[str, typer.Option(help="digits, cifar10[:DIR], imagefolder:DIR or npz:FILE.")]
+TargetOption = Annotated[str, typer.Option(help="What it is for: ort, ort-avx2, openvino, trt, ... or FILE.toml.")]
+SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+ThreadsOption = Annotated[int, typer.Option(help="CPU threads; 0: PyTorch's choice.")]
+ImageSizeOption = Annotated[int | None, typer.Option(help="Resize digits and image folders to this side.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 OutOption = Annotated[Path | None, typer.Option(help="New folder for the result; without it one under runs/.")]

@@ -204,11 +204,12 @@ ADDITIONS = [
     ((3.0, 0.75, 0.75), 8, "QLinearAdd"),
     ((1.0, 1.0, 1.0), 3, "QLinearAdd"),
     ((1.0, 1.0, 2.0), 8, "QLinearConv"),
-    ((0.75, 3.0, 1.5), 8, "QLinearConv"),
-    ((0.25, 8.0, 4.0), 8, "QLinearConv"),
+    ((0.75, 3.0, 1.5), 8, "QLinearAdd"),
+    ((0.25, 8.0, 4.0), 8, "QLinearAdd"),
+    ((1.0, 1024.0, 128.0), 8, "QLinearAdd"),
     ((1.0, 128.0, 128.0), 8, "QLinearConv"),
     ((1.0, 1.0, 2.0), 7, "QLinearLeakyRelu"),
-    ((0.75, 3.0, 1.5), 6, "QLinearLeakyRelu"),
+    ((0.75, 3.0, 1.5), 6, "QLinearAdd"),
     ((1.0, 16.0, 16.0), 4, "QLinearLeakyRelu"),
     ((1.0, 1.0, 8.0), 4, "QLinearLeakyRelu"),
     ((1.0, 32.0, 32.0), 4, "QLinearConv"),
@@ -248,13 +249,15 @@ def test_additions_on_all_pairs(
     np.testing.assert_array_equal(Twin(graph)(torch.from_numpy(pixels)).numpy(), expected)
 
 
-def test_scales_too_far_apart_for_the_runtime_are_an_export_error() -> None:
+def test_a_sum_of_vectors_that_does_not_fit_uint8_is_an_export_error() -> None:
     pytest.importorskip("onnx")
     from edgeguard.export.onnx_writer import to_onnx
 
-    graph, _ = all_pairs((1.0, 1024.0, 128.0), signed=False, bits=8)
-    with pytest.raises(ExportError, match="add: the scales of this addition are too far apart"):
-        to_onnx(graph)
+    b = graphs.Builder(8, (3, 4, 4), 1)
+    x = b.linear(b.move(g.Flatten, b.conv(b.quantize(), 4)), 6)
+    x = b.append(g.Add("add", x, x, "sum"), IntType(8, False), 2 * float(b.tensors[x].scale or 0))
+    with pytest.raises(ExportError, match=r"add: .*vectors"):
+        to_onnx(b.finish(b.linear(x, 10, bits=8, accumulators=True)))
 
 
 def test_accumulators_leave_as_int32() -> None:
