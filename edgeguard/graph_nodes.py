@@ -31,23 +31,26 @@ class Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Quantize:
-    """Pixels to integers; normalization is folded in. scale: (C,) float32, zero_point: (C,) int32."""
+class Unary:
+    """An operation on one tensor. input, output: names of tensors."""
 
     name: str
     input: str
     output: str
+
+
+@dataclass(frozen=True, eq=False)
+class Quantize(Unary):
+    """Pixels to integers; normalization is folded in. scale: (C,) float32, zero_point: (C,) int32."""
+
     scale: NDArray[np.float32]
     zero_point: NDArray[np.int32]
 
 
 @dataclass(frozen=True, eq=False)
-class Conv:
+class Conv(Unary):
     """Convolution. weight: (O, I / groups, kh, kw) int8, weight_scale: (O,) float32, bias: (O,) int32."""
 
-    name: str
-    input: str
-    output: str
     weight: NDArray[np.int8]
     weight_type: IntType
     weight_scale: NDArray[np.float32]
@@ -59,12 +62,9 @@ class Conv:
 
 
 @dataclass(frozen=True, eq=False)
-class Linear:
+class Linear(Unary):
     """Matrix product over (I,). weight: (O, I) int8. An `ACCUMULATOR` output is left as int32, unscaled."""
 
-    name: str
-    input: str
-    output: str
     weight: NDArray[np.int8]
     weight_type: IntType
     weight_scale: NDArray[np.float32]
@@ -92,16 +92,13 @@ class Multiply:
 
 
 @dataclass(frozen=True, eq=False)
-class Lookup:
+class Lookup(Unary):
     """A function of each integer: `table[q - qmin]` of the input's type, for sigmoid, SiLU, hard-swish and the like.
 
     table: (2 ** bits,) int16, integers of the output's type. slope: (2 ** bits,) float32, the function's derivative in
     output steps per input step; for gradients only.
     """
 
-    name: str
-    input: str
-    output: str
     table: NDArray[np.int16]
     slope: NDArray[np.float32]
 
@@ -116,87 +113,62 @@ class Concat:
 
 
 @dataclass(frozen=True, eq=False)
-class Slice:
+class Slice(Unary):
     """Channels `start` to `stop`, without the latter."""
 
-    name: str
-    input: str
-    output: str
     start: int
     stop: int
 
 
 @dataclass(frozen=True, eq=False)
-class Shuffle:
+class Shuffle(Unary):
     """Channel shuffle: channel `g * (C / groups) + i` becomes channel `i * groups + g`."""
 
-    name: str
-    input: str
-    output: str
     groups: int
 
 
 @dataclass(frozen=True, eq=False)
-class MaxPool:
+class MaxPool(Unary):
     """Maximum over windows; padding never wins."""
 
-    name: str
-    input: str
-    output: str
     kernel: Pair
     stride: Pair
     padding: Padding
 
 
 @dataclass(frozen=True, eq=False)
-class AveragePool:
+class AveragePool(Unary):
     """Mean over the whole image when `kernel` equals the input's height and width."""
 
-    name: str
-    input: str
-    output: str
     kernel: Pair
     stride: Pair
 
 
 @dataclass(frozen=True, eq=False)
-class Pad:
+class Pad(Unary):
     """Zeros around rows and columns (`padding`) and channels (`channels`: before, after)."""
 
-    name: str
-    input: str
-    output: str
     channels: Pair
     padding: Padding
 
 
 @dataclass(frozen=True, eq=False)
-class Flatten:
+class Flatten(Unary):
     """(C, H, W) to (C * H * W,)."""
-
-    name: str
-    input: str
-    output: str
 
 
 @dataclass(frozen=True, eq=False)
-class Clamp:
+class Clamp(Unary):
     """Integers limited to [low, high]: ReLU and ReLU6."""
 
-    name: str
-    input: str
-    output: str
     low: int
     high: int
 
 
 @dataclass(frozen=True, eq=False)
-class Dequantize:
+class Dequantize(Unary):
     """Integers to float32 logits: accumulators, or a quantized tensor. scale: (classes,) float32. Always the last node."""
 
-    name: str
-    input: str
-    output: str
     scale: NDArray[np.float32]
 
 

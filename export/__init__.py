@@ -84,20 +84,9 @@ def _write(graph: IntegerGraph, path: Path, profile: TargetProfile) -> None:
 
         write_qdq(graph, path, signed=profile.signed_activations, opset=profile.opset)
         return
-    import onnx
+    from edgeguard.export.onnx_writer import write_onnx
 
-    from edgeguard.export.onnx_writer import to_onnx
-
-    model = to_onnx(graph, profile.storage_bits)
-    for entry in model.opset_import:
-        if entry.domain == "":
-            entry.version = min(entry.version, profile.opset)
-    model.ir_version = min(model.ir_version, profile.ir_version)
-    try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as exc:
-        raise ExportError(f"this model needs a newer opset than {profile.opset}, which {profile.name} loads: {exc}") from exc
-    files.write_bytes(path, model.SerializeToString(deterministic=True))
+    write_onnx(graph, path, profile.storage_bits, (profile.opset, profile.ir_version))
 
 
 def _prove(graph: IntegerGraph, path: Path, images: NDArray[np.uint8], profile: TargetProfile, allow_float: bool,

@@ -24,24 +24,29 @@ OPSETS = {2: (25, 13), 4: (21, 10), 8: (17, 8)}
 """(opset, IR version) that the smallest weights of a model need."""
 
 
-def write_onnx(graph: IntegerGraph, path: Path, min_storage_bits: int = 2) -> None:
+def write_onnx(
+    graph: IntegerGraph, path: Path, min_storage_bits: int = 2, newest: tuple[int, int] | None = None
+) -> None:
     """Write a graph; equal graphs give equal bytes.
 
     Args:
         min_storage_bits: 4 or 8 for a runtime that cannot load ONNX INT2 or INT4.
+        newest: (opset, IR version) that the runtime loads at most.
 
     Raises:
         ExportError: a node cannot be written.
     """
-    files.write_bytes(path, to_onnx(graph, min_storage_bits).SerializeToString(deterministic=True))
+    files.write_bytes(path, to_onnx(graph, min_storage_bits, newest).SerializeToString(deterministic=True))
 
 
-def to_onnx(graph: IntegerGraph, min_storage_bits: int = 2) -> onnx.ModelProto:
+def to_onnx(
+    graph: IntegerGraph, min_storage_bits: int = 2, newest: tuple[int, int] | None = None
+) -> onnx.ModelProto:
     """The ONNX model of a graph: uint8 `pixels` (N, 3, H, W) to float32 `logits` (N, classes)."""
     writer = _Writer(graph, min_storage_bits)
     for node in graph.nodes:
         writer.write(node)
-    opset, ir_version = OPSETS[writer.smallest]
+    opset, ir_version = map(min, OPSETS[writer.smallest], newest or OPSETS[writer.smallest])
     return writer.model([helper.make_opsetid("", opset), helper.make_opsetid(MICROSOFT, 1)], ir_version)
 
 

@@ -23,11 +23,12 @@ from edgeguard.cli.console import (
     WeightsOption,
     command_line,
     emit,
+    limit_threads,
     log,
     output_folder,
     progress_bars,
 )
-from edgeguard.errors import InputError, require
+from edgeguard.errors import require
 from edgeguard.targets.profiles import load_profile
 
 
@@ -52,15 +53,12 @@ def calibrate(
     config: ConfigOption = None,
 ) -> None:
     """Quantize a trained model without training: observe activations on a few images and choose their ranges."""
-    torch = require("torch", "train")
+    require("torch", "train")
     require("brevitas", "train")
     from edgeguard.defences.ptq import CalibrateJob, quantize
     from edgeguard.quant.width import parse_widths
 
-    if threads < 0:
-        raise InputError(f"--threads must be 0 or more, got {threads}")
-    if threads:
-        torch.set_num_threads(threads)
+    limit_threads(threads)
     profile = load_profile(target)
     job = CalibrateJob(
         model, data, parse_widths(bits), weights, image_size, estimator, calibration_images, patched, patch, patch_size,

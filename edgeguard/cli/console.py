@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.text import Text
 
 from edgeguard import files
-from edgeguard.errors import InputError
+from edgeguard.errors import InputError, require
 from edgeguard.report.html import render_html
 
 if sys.version_info >= (3, 11):
@@ -92,6 +92,14 @@ def write_report(report: Mapping[str, Any], out: Path) -> Path:
         files.write_json(folder / REPORT_JSON, report)
         files.write_bytes(folder / REPORT_HTML, render_html(report).encode())
     return out / REPORT_HTML
+
+
+def limit_threads(threads: int) -> None:
+    """Let PyTorch use so many CPU threads; 0 leaves the choice to it."""
+    if threads < 0:
+        raise InputError(f"--threads must be 0 or more, got {threads}")
+    if threads:
+        require("torch", "train").set_num_threads(threads)
 
 
 def integers(text: str, option: str) -> tuple[int, ...]:

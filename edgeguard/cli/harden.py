@@ -24,11 +24,12 @@ from edgeguard.cli.console import (
     command_line,
     emit,
     integers,
+    limit_threads,
     log,
     output_folder,
     progress_bars,
 )
-from edgeguard.errors import InputError, require
+from edgeguard.errors import require
 from edgeguard.targets.profiles import load_profile
 
 if TYPE_CHECKING:
@@ -70,16 +71,13 @@ def harden(
     config: ConfigOption = None,
 ) -> None:
     """Train a quantized model that withstands adversarial patches, at all widths at once."""
-    torch = require("torch", "train")
+    require("torch", "train")
     require("brevitas", "train")
     from edgeguard.defences import harden as hardening
     from edgeguard.defences.config import HardenConfig, PatchTraining, preset
     from edgeguard.quant.width import parse_widths
 
-    if threads < 0:
-        raise InputError(f"--threads must be 0 or more, got {threads}")
-    if threads:
-        torch.set_num_threads(threads)
+    limit_threads(threads)
     job: HardenJob | None = None
     folder, profile = resume, load_profile(target)
     if folder is None:

@@ -53,7 +53,7 @@ def _sizes(node: fx.Node) -> list[Any]:
 
 
 def _is_batch(value: object) -> bool:
-    """Whether a size is the batch's: -1, `x.size(0)`, `x.shape[0]` or `x.size()[0]`."""
+    """Whether a size is the batch's: `x.size(0)`, `x.shape[0]` or `x.size()[0]`."""
     if not is_node(value):
         return False
     if value.op == "call_method" and value.target == "size":
@@ -66,9 +66,9 @@ def _is_batch(value: object) -> bool:
 
 
 def _flattened(node: fx.Node) -> fx.Node | None:
-    """What `x.view(x.size(0), -1)` flattens."""
+    """What `x.view(x.size(0), -1)` or `x.view(-1, features)` flattens; the layer behind knows its number of features."""
     sizes, source = _sizes(node), node.args[0]
-    alike = len(sizes) == 2 and _is_batch(sizes[0]) and sizes[1] == -1
+    alike = len(sizes) == 2 and isinstance(sizes[1], int) and (_is_batch(sizes[0]) or (sizes[0] == -1 and sizes[1] > 0))
     return source if alike and is_node(source) else None
 
 

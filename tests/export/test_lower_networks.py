@@ -195,6 +195,36 @@ def test_a_network_may_end_in_a_pool() -> None:
     assert len(np.unique(last.scale)) == 1
 
 
+FLATTENINGS = {
+    "view by size": lambda x: x.view(x.size(0), -1), "view by shape": lambda x: x.view(x.shape[0], -1),
+    "view by features": lambda x: x.view(-1, 8), "reshape": lambda x: x.reshape((x.size()[0], 8)),
+    "flatten": lambda x: x.flatten(1),
+}  # fmt: skip
+
+
+class Flattened(nn.Module):
+    def __init__(self, spelling: Any) -> None:
+        super().__init__()
+        self.stem, self.head, self.spelling = conv(3, 8, nn.ReLU(), stride=2), nn.Linear(8, 10), spelling
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.spelling(self.stem(x)))
+
+
+@pytest.mark.parametrize("name", FLATTENINGS)
+def test_every_spelling_of_flatten(name: str) -> None:
+    spelling = FLATTENINGS[name]
+    model = prepared(Flattened(lambda x: spelling(nn.functional.adaptive_avg_pool2d(x, 1))), "8")
+    graph = lower(model, Width(8, 8), (3, 32, 32))
+    assert sum(isinstance(node, g.Flatten) for node in graph.nodes) == 1
+    assert graph.tensors[graph.nodes[-2].output].shape == (10,)
+
+
+def test_a_mean_over_the_image_is_an_average_pool() -> None:
+    graph = lower(prepared(Flattened(lambda x: x.mean([2, 3])), "8"), Width(8, 8), (3, 32, 32))
+    assert [node.kernel for node in graph.nodes if isinstance(node, g.AveragePool)] == [(16, 16)]
+
+
 class Scaled(nn.Module):
     def forward(self, x: Any) -> Any:
         return x * 2.0
