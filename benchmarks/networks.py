@@ -44,8 +44,8 @@ NETWORKS = (
     "densenet121", "regnet_x_400mf", "mobilenet_v3_small", "efficientnet_b0",
 )  # fmt: skip
 OURS = ("resnet20", "resnet56")
-SIDES = {"vgg11_bn": 224, "resnet20": 32, "resnet56": 32}
-"""Its pools divide 224 evenly; all others take 96."""
+SIDES = {"resnet20": 32, "resnet56": 32}
+"""All others take 96."""
 PAGE = """# Networks
 
 What lowers to integers, measured by `benchmarks/networks.py` (its JSON: `benchmarks/results/networks.json`): torchvision's
@@ -56,7 +56,8 @@ float32 model of the same architecture in the same run; and whether the QDQ mode
 activations keeps TensorRT's published rules (8.6, 10.3 and 11.4).
 
 Look-up tables on large tensors (MobileNet V3, EfficientNet) are exact but slow: ONNX Runtime's `Gather` copies single
-bytes, and those networks are slower than in float32. VGG pools to 7x7 and takes 224 pixels; all others lower at any size.
+bytes, and those networks are slower than in float32. All of them lower at any image size: where adaptive pooling has
+windows of unequal size (VGG at 96 pixels: 3x3 to 7x7), pixels are repeated until they are equal, which is exact.
 """
 CLASSES, IMAGES, CALIBRATION = 10, 64, 16
 

@@ -45,6 +45,7 @@ from edgeguard.graph_nodes import (
     Shape,
     Shuffle,
     Slice,
+    Take,
     Tensor,
     node_inputs,
 )
@@ -52,7 +53,7 @@ from edgeguard.inttype import IntType
 
 __all__ = [
     "MAX_RATIO", "Add", "AveragePool", "Clamp", "Concat", "Conv", "Dequantize", "Flatten", "IntegerGraph", "Linear",
-    "Lookup", "MaxPool", "Multiply", "Node", "Pad", "Padding", "Pair", "Quantize", "Shape", "Shuffle", "Slice", "Tensor",
+    "Lookup", "MaxPool", "Multiply", "Node", "Pad", "Padding", "Pair", "Quantize", "Shape", "Shuffle", "Slice", "Take", "Tensor",
     "accumulator_bound", "accumulator_reach", "add_ratio", "node_inputs", "requantization",
 ]  # fmt: skip
 

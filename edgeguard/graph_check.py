@@ -114,6 +114,12 @@ def output_shape(node: Node, inputs: list[Tensor]) -> Shape:
         if not 0 <= node.start < node.stop <= shape[0]:
             raise InputError(f"there are no channels {node.start} to {node.stop} among {shape[0]}")
         return (node.stop - node.start, *shape[1:])
+    if isinstance(node, g.Take):
+        channels, height, width = shape
+        for what, indices, size in (("rows", node.rows, height), ("columns", node.columns, width)):
+            if not indices or max(indices) >= size:
+                raise InputError(f"it takes {what} {indices}, but there are {size}")
+        return channels, len(node.rows), len(node.columns)
     if isinstance(node, g.Shuffle) and (len(shape) != 3 or node.groups < 1 or shape[0] % node.groups):
         raise InputError(f"cannot shuffle {shape} in {node.groups} groups")
     return (math.prod(shape),) if isinstance(node, g.Flatten) else shape
@@ -135,6 +141,8 @@ def _check_fields(node: Node) -> None:
             raise InputError(f"its {field.name} must be an array of {np.dtype(dtype)}, got {getattr(value, 'dtype', value)}")
         if length and (len(value) != length or any(type(item) is not int or item < 0 for item in value)):
             raise InputError(f"its {field.name} must be {length} integers, none negative, got {value!r}")
+        if field.name in ("rows", "columns") and any(type(item) is not int or item < 0 for item in value):
+            raise InputError(f"its {field.name} must be integers, none negative, got {value!r}")
         if field.name in ("groups", "low", "high", "start", "stop") and type(value) is not int:
             raise InputError(f"its {field.name} must be an integer, got {value!r}")
         names = value if field.name == "inputs" else (value,) if field.name in ("name", "input", "output", "other") else ()

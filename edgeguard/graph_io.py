@@ -25,8 +25,8 @@ MAX_BYTES = 2 << 30
 NODE_TYPES: dict[str, type[Any]] = {
     cls.__name__: cls
     for cls in (
-        g.Quantize, g.Conv, g.Linear, g.Add, g.Multiply, g.Lookup, g.Concat, g.Slice, g.Shuffle, g.MaxPool, g.AveragePool,
-        g.Pad, g.Flatten, g.Clamp, g.Dequantize,
+        g.Quantize, g.Conv, g.Linear, g.Add, g.Multiply, g.Lookup, g.Concat, g.Slice, g.Take, g.Shuffle, g.MaxPool,
+        g.AveragePool, g.Pad, g.Flatten, g.Clamp, g.Dequantize,
     )
 }  # fmt: skip
 

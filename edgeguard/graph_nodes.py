@@ -121,6 +121,14 @@ class Slice(Unary):
 
 
 @dataclass(frozen=True, eq=False)
+class Take(Unary):
+    """Pixel (i, j) is the input's pixel (rows[i], columns[j]); rows and columns may repeat."""
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Shuffle(Unary):
     """Channel shuffle: channel `g * (C / groups) + i` becomes channel `i * groups + g`."""
 
@@ -173,8 +181,8 @@ class Dequantize(Unary):
 
 
 Node = (
-    Quantize | Conv | Linear | Add | Multiply | Lookup | Concat | Slice | Shuffle | MaxPool | AveragePool | Pad | Flatten
-    | Clamp | Dequantize
+    Quantize | Conv | Linear | Add | Multiply | Lookup | Concat | Slice | Take | Shuffle | MaxPool | AveragePool | Pad
+    | Flatten | Clamp | Dequantize
 )
 
 

@@ -78,6 +78,8 @@ class _Writer(Collector):
             limits = {"start": node.start, "stop": node.stop, "axis": 1}
             operands = [self.constant(f"{node.name}/{key}", np.array([value])) for key, value in limits.items()]
             self.emit("Slice", node, [*inputs, *operands])
+        elif isinstance(node, g.Take):
+            self.take(node, node.input, node.output)
         elif isinstance(node, g.Clamp):
             scale = self.graph.tensors[node.input].scale or 0
             limits = {"low": node.low, "high": node.high}

@@ -16,7 +16,18 @@ from torch import fx, nn
 
 from edgeguard import graph as g
 from edgeguard.errors import ExportError, InputError
-from edgeguard.export.lower_ops import affine, array, chunk_limits, conv_padding, fold, lookup, max_pool, padding, pair
+from edgeguard.export.lower_ops import (
+    affine,
+    array,
+    chunk_limits,
+    conv_padding,
+    equal_windows,
+    fold,
+    lookup,
+    max_pool,
+    padding,
+    pair,
+)
 from edgeguard.graph_check import output_shape
 from edgeguard.inttype import ACCUMULATOR, PIXEL, IntType
 from edgeguard.quant.batchnorm import SwitchableBatchNorm2d
@@ -89,13 +100,15 @@ class _Lowering:
     def _input(self, node: fx.Node) -> g.Tensor:
         return self.tensors[self.values[node.all_input_nodes[0]]]
 
-    def _emit(self, operation: g.Node, source: fx.Node, dtype: IntType, scale: float | None) -> None:
+    def _append(self, operation: g.Node, dtype: IntType, scale: float | None) -> g.Tensor:
         inputs = [self.tensors[name] for name in g.node_inputs(operation)]
-        self.tensors[operation.output] = g.Tensor(
-            operation.output, output_shape(operation, inputs), dtype, scale
-        )
+        tensor = g.Tensor(operation.output, output_shape(operation, inputs), dtype, scale)
+        self.tensors[operation.output] = tensor
         self.nodes.append(operation)
-        self.values[source] = operation.output
+        return tensor
+
+    def _emit(self, operation: g.Node, source: fx.Node, dtype: IntType, scale: float | None) -> None:
+        self.values[source] = self._append(operation, dtype, scale).name
 
     def _activation(self, node: fx.Node, quantizer: ActivationQuantizer) -> None:
         """A quantization point: emit its head with what is fused into it."""
@@ -168,23 +181,28 @@ class _Lowering:
         return g.Conv(name, source.name, name, weight, dtype, scale, bias, (1, 1), (0, 0, 0, 0), (1, 1), channels)
 
     def _average(self, head: fx.Node, name: str, layer: nn.AdaptiveAvgPool2d | nn.AvgPool2d) -> g.AveragePool:
+        """Windows of unequal size become equal by repeating their pixels; zeros that count are padded before."""
         source = self._input(head)
-        size = pair(source.shape[1:])
+        before: g.Node | None = None
         if isinstance(layer, nn.AdaptiveAvgPool2d):
-            wanted: Any = layer.output_size
-            rows, columns = (wanted, wanted) if isinstance(wanted, int) else (wanted[0] or size[0], wanted[1] or size[1])
-            if size[0] % rows or size[1] % columns:
-                raise ExportError(
-                    f"layer {name!r}: pooling {size} to {(rows, columns)} needs windows of unequal size; give it images "
-                    "whose feature map divides evenly, or another output size"
-                )
-            kernel = stride = (size[0] // rows, size[1] // columns)
+            wanted = layer.output_size if isinstance(layer.output_size, tuple) else (layer.output_size,) * 2
+            windows = [equal_windows(size, count or size) for size, count in zip(source.shape[1:], wanted, strict=True)]
+            kernel = stride = (windows[0][1], windows[1][1])
+            taken = (windows[0][0], windows[1][0])
+            if taken != tuple(tuple(range(size)) for size in source.shape[1:]):
+                before = g.Take(f"{name}.windows", source.name, f"{name}.windows", *taken)
         else:
-            if pair(layer.padding) != (0, 0) or layer.ceil_mode or layer.divisor_override:
+            rows, columns = pair(layer.padding)
+            if layer.ceil_mode or layer.divisor_override or ((rows or columns) and not layer.count_include_pad):
                 raise ExportError(
-                    f"layer {name!r}: average pooling with padding, ceil_mode or a divisor has no integer form; leave them out"
+                    f"layer {name!r}: average pooling with ceil_mode, a divisor or padding that does not count has no "
+                    "integer form; leave them out, or set count_include_pad"
                 )
             kernel, stride = pair(layer.kernel_size), pair(layer.stride)
+            if rows or columns:
+                before = g.Pad(f"{name}.pad", source.name, f"{name}.pad", (0, 0), (rows, columns, rows, columns))
+        if before is not None:
+            source = self._append(before, source.dtype, source.scale)
         return g.AveragePool(name, source.name, name, kernel, stride)
 
     def _logits(self, node: fx.Node, layer: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,19 @@ def max_pool(name: str, source: g.Tensor, layer: nn.MaxPool2d) -> g.MaxPool:
         if layer.ceil_mode and remainder and last < size + pad:  # a window may not begin beyond the image
             extra[axis] = stride[axis] - remainder
     return g.MaxPool(name, source.name, name, kernel, stride, (top, left, top + extra[0], left + extra[1]))
+
+
+def equal_windows(size: int, count: int) -> tuple[tuple[int, ...], int]:
+    """The windows of adaptive pooling along one axis, side by side and of one length.
+
+    Window i is the pixels `floor(i * size / count)` to `ceil((i + 1) * size / count)`. Each pixel is repeated as often
+    as makes all windows as long as the least common multiple of their lengths, which leaves their means as they are.
+
+    Returns: indices of pixels, and the common length.
+    """
+    windows = [range(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
+    length = math.lcm(*(len(window) for window in windows))
+    return tuple(pixel for window in windows for pixel in window for _ in range(length // len(window))), length
 
 
 def chunk_limits(node: fx.Node, source: g.Tensor) -> tuple[int, int]:

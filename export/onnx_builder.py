@@ -56,6 +56,15 @@ class Collector:
         self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
         return output
 
+    def take(self, node: g.Take, source: str, output: str | None = None) -> str:
+        """The rows, then the columns."""
+        rows, columns = (
+            self.constant(f"{node.name}/{axis}", np.array(indices, np.int64))
+            for axis, indices in (("row_indices", node.rows), ("column_indices", node.columns))
+        )
+        taken = self.node("Gather", f"{node.name}/rows", [source, rows], axis=2)
+        return self.node("Gather", node.name, [taken, columns], output, axis=3)
+
 
 class Builder(Collector):
     """Collects operations on integers."""

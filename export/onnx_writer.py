@@ -88,6 +88,8 @@ class _Writer(Builder):
         elif isinstance(node, g.Slice):
             limits = [self.constant(f"int64/{value}", np.array([value])) for value in (node.start, node.stop, 1)]
             self.node("Slice", node.name, [node.input, *limits[:2], limits[2]], node.output)
+        elif isinstance(node, g.Take):
+            self.take(node, node.input, node.output)
         elif isinstance(node, g.Shuffle):
             self.shuffle(node)
         elif isinstance(node, g.Flatten):

@@ -167,6 +167,9 @@ class _Writer(Collector):
         operands = [self.constant(f"{node.name}/{key}", np.array([value], np.int64)) for key, value in limits.items()]
         self.quantized(node, self.node("Slice", node.name, [*self.real(node), *operands]))
 
+    def select(self, node: g.Take) -> None:
+        self.quantized(node, self.take(node, *self.real(node)))
+
     def shuffle(self, node: g.Shuffle) -> None:
         channels, height, width = self.graph.tensors[node.input].shape
         split = np.array([0, node.groups, channels // node.groups, height, width], np.int64)
@@ -304,8 +307,8 @@ class _Writer(Collector):
 HANDLERS: dict[type[Any], Callable[[_Writer, Any], None]] = {
     g.Quantize: _Writer.quantize, g.Conv: _Writer.conv, g.Linear: _Writer.linear, g.Add: _Writer.add,
     g.Multiply: _Writer.multiply, g.Lookup: _Writer.lookup, g.Concat: _Writer.concat, g.Slice: _Writer.slice,
-    g.Shuffle: _Writer.shuffle, g.MaxPool: _Writer.max_pool, g.AveragePool: _Writer.average, g.Pad: _Writer.pad,
-    g.Flatten: _Writer.flatten, g.Clamp: _Writer.clamp, g.Dequantize: _Writer.dequantize,
+    g.Take: _Writer.select, g.Shuffle: _Writer.shuffle, g.MaxPool: _Writer.max_pool, g.AveragePool: _Writer.average,
+    g.Pad: _Writer.pad, g.Flatten: _Writer.flatten, g.Clamp: _Writer.clamp, g.Dequantize: _Writer.dequantize,
 }  # fmt: skip
 
 

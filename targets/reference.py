@@ -89,6 +89,8 @@ def _move(node: g.Node, inputs: list[Array], dtype: IntType) -> Array:
         return np.concatenate(inputs, 1)
     if isinstance(node, g.Slice):
         return x[:, node.start : node.stop]
+    if isinstance(node, g.Take):
+        return x[:, :, node.rows][:, :, :, node.columns]
     if isinstance(node, g.Shuffle):
         grouped = x.reshape(len(x), node.groups, -1, *x.shape[2:])
         return np.asarray(grouped.swapaxes(1, 2).reshape(x.shape))

@@ -210,6 +210,22 @@ class Clamp(Rounding):
         return (gradient,)
 
 
+class Take(nn.Module):
+    """Selection as matrix products with ones: exact, and its gradient is deterministic on every device."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, graph: IntegerGraph, node: g.Take) -> None:
+        super().__init__()
+        _, height, width = graph.tensors[node.input].shape
+        self.register_buffer("rows", torch.eye(height)[list(node.rows)], persistent=False)
+        self.register_buffer("columns", torch.eye(width)[list(node.columns)], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows @ x @ self.columns.T
+
+
 class Dequantize(nn.Module):
     scale: Tensor
 
@@ -265,6 +281,8 @@ def step_of(graph: IntegerGraph, node: g.Node) -> nn.Module:
         return AveragePool(graph, node)
     if isinstance(node, g.Clamp):
         return Clamp(graph, node)
+    if isinstance(node, g.Take):
+        return Take(graph, node)
     return Dequantize(node) if isinstance(node, g.Dequantize) else Move(node)
 
 

@@ -192,7 +192,7 @@ def sigmoid(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
 
 @functools.cache
 def gated(bits: int, seed: int = 2) -> IntegerGraph:
-    """Tables, products and channel moves: SiLU, squeeze-and-excite, channel shuffle and split, ceil-mode pooling."""
+    """Tables, products and moves: SiLU, squeeze-and-excite, channel shuffle and split, repeated pixels, ceil-mode pooling."""
     b = Builder(bits, (3, 13, 11), seed)
     x = b.lookup(b.conv(b.quantize(), 8, bits=8, signed=True), silu)
     gate = b.conv(b.average(x, bits=8), 8, kernel=1, padding=(0, 0, 0, 0), signed=True)
@@ -200,6 +200,7 @@ def gated(bits: int, seed: int = 2) -> IntegerGraph:
     x = b.move(g.Shuffle, x, 2)
     left, right = b.move(g.Slice, x, 0, 3), b.move(g.Slice, x, 3, 8)
     x = b.move(g.Shuffle, b.concat(right, left), 4)
+    x = b.move(g.Take, x, (0, 1, 1, 2, 3, 5, 6, 8, 9, 9, 10, 12), (10, 0, 2, 3, 4, 5, 6, 7, 8, 9, 9))
     x = b.multiply(x, b.lookup(x, sigmoid, signed=False), signed=True)
     x = b.move(g.MaxPool, x, (2, 2), (2, 2), (0, 0, 1, 1))
     x = b.conv(x, 6, stride=2)

@@ -171,9 +171,13 @@ def test_what_is_not_exact_is_refused(changes: Changes, node: str, message: str)
         (change(g.Slice, start=1.0), "Slice", "integer"),
         (change(g.Shuffle, groups=3), "Shuffle", "3 groups"),
         (output(g.Shuffle, scale=0.5), "Shuffle", "equal"),
+        (change(g.Take, rows=(0, 13)), "Take", "rows .* there are 13"),
+        (change(g.Take, columns=()), "Take", "columns .* there are 11"),
+        (change(g.Take, columns=(0, -1)), "Take", "none negative"),
+        (output(g.Take, scale=0.5), "Take", "equal"),
     ],
 )
-def test_tables_products_and_channel_moves_are_checked(changes: Changes, node: str, message: str) -> None:
+def test_tables_products_and_moves_are_checked(changes: Changes, node: str, message: str) -> None:
     nodes, tensors = changes(graphs.gated(4))
     with pytest.raises(InputError, match=rf"{node}.*{message}"):
         IntegerGraph(nodes, tensors)
@@ -181,7 +185,7 @@ def test_tables_products_and_channel_moves_are_checked(changes: Changes, node: s
 
 def test_products_of_tensors_count_as_multiply_accumulates() -> None:
     graph = graphs.gated(4)
-    assert [graph.macs(node) for node in graph.nodes if isinstance(node, g.Multiply)] == [8 * 13 * 11] * 2
+    assert [graph.macs(node) for node in graph.nodes if isinstance(node, g.Multiply)] == [8 * 13 * 11, 8 * 12 * 11]
 
 
 def without_last(graph: IntegerGraph) -> Any:

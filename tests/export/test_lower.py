@@ -10,7 +10,7 @@ from edgeguard.calib import calibrate
 from edgeguard.data import load_dataset
 from edgeguard.errors import ExportError, InputError
 from edgeguard.export.lower import lower
-from edgeguard.export.lower_ops import fold
+from edgeguard.export.lower_ops import equal_windows, fold
 from edgeguard.inttype import ACCUMULATOR, IntType
 from edgeguard.models import load_model
 from edgeguard.quant.batchnorm import SwitchableBatchNorm2d
@@ -109,6 +109,9 @@ class Chain(nn.Module):
         ((nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(4, 8, 3, dilation=2, groups=2), nn.AdaptiveAvgPool2d(1)), 8),
         ((nn.ZeroPad2d((1, 0, 2, 1)), nn.Conv2d(4, 6, 1), nn.ReLU(), nn.AvgPool2d(8)), 6 * 16),
         ((nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 12), nn.ReLU()), 12),
+        ((nn.ReLU(), nn.AdaptiveAvgPool2d((5, None))), 4 * 5 * 32),
+        ((nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d(3)), 36),
+        ((nn.ReLU(), nn.AvgPool2d(3, 2, 1)), 4 * 256),
     ],
 )
 def test_other_structures_agree_with_the_simulation(layers, features):
@@ -116,6 +119,14 @@ def test_other_structures_agree_with_the_simulation(layers, features):
     graph = lower(model, Width(8, 8), SHAPE)
     logits, simulation = ReferenceEngine(graph)(IMAGES), simulated(model, Width(8, 8), IMAGES)
     assert np.abs(logits - simulation).max() < 0.05 * simulation.std() + 1e-3
+
+
+@pytest.mark.parametrize(("size", "count"), [(32, 5), (12, 7), (1, 7), (3, 7), (8, 4), (7, 7)])
+def test_windows_of_one_length_have_the_means_of_adaptive_pooling(size, count):
+    pixels, length = equal_windows(size, count)
+    values = torch.arange(size, dtype=torch.float64) ** 2
+    expected = torch.nn.functional.adaptive_avg_pool1d(values[None], count)[0]
+    torch.testing.assert_close(values[list(pixels)].reshape(count, length).mean(1), expected)
 
 
 def test_signed_activations_clamp_at_zero():
@@ -139,8 +150,7 @@ def test_a_dead_channel_keeps_its_bias():
 @pytest.mark.parametrize(
     ("layers", "features", "message"),
     [
-        ((nn.ReLU(), nn.AdaptiveAvgPool2d(5)), 100, "windows of unequal size"),
-        ((nn.ReLU(), nn.AvgPool2d(3, 2, 1)), 4 * 256, "average pooling with padding"),
+        ((nn.ReLU(), nn.AvgPool2d(3, 2, 1, count_include_pad=False)), 4 * 256, "padding that does not count"),
         ((nn.ReLU(), nn.MaxPool2d(3, 2, dilation=2)), 4 * 196, "max pooling with dilation"),
         ((nn.ReLU(), nn.ConstantPad2d(1, 3.0), nn.AdaptiveAvgPool2d(1)), 4, "padding with zeros"),
     ],

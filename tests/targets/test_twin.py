@@ -74,6 +74,8 @@ def straight_through(graph: IntegerGraph, pixels: Any) -> Any:
             y = straight(x * tensor(node.slope)[index], tensor(node.table)[index])
         elif isinstance(node, g.Slice):
             y = x[:, node.start : node.stop]
+        elif isinstance(node, g.Take):
+            y = x[:, :, list(node.rows)][:, :, :, list(node.columns)]
         elif isinstance(node, g.Shuffle):
             parts = x.unflatten(1, (node.groups, -1))
             y = parts.transpose(1, 2).flatten(1, 2)
