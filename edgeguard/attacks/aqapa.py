@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgeguard.attacks.bpda import Differentiable
+from edgeguard.attacks.api import Differentiable
 from edgeguard.attacks.losses import get_loss
 from edgeguard.attacks.widths import WidthChooser
 from edgeguard.errors import InputError

@@ -7,23 +7,13 @@ Source: Athalye et al. 2018, arXiv:1802.00420, section 4.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from edgeguard.attacks.api import Differentiable, Logits
 from edgeguard.errors import EngineError
-
-Logits = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""Images (N, 3, H, W) uint8 to logits (N, classes) float32, without a gradient: what an engine is to an attack."""
-
-
-class Differentiable(Protocol):
-    """Images (N, 3, H, W) float32, grey levels 0..255, to logits (N, classes) float32, with gradients."""
-
-    def __call__(self, images: torch.Tensor, /) -> Any: ...
 
 
 class BPDA:

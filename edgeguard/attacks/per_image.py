@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgeguard.attacks.bpda import Differentiable
+from edgeguard.attacks.api import Differentiable
 from edgeguard.attacks.losses import get_loss, margin
 from edgeguard.errors import InputError
 from edgeguard.patch import Positions, apply_patch, check_fits

@@ -17,7 +17,7 @@ from edgeguard.patch import check_fits
 from edgeguard.verify.options import VerifyOptions
 
 if TYPE_CHECKING:
-    from edgeguard.attacks.bpda import Differentiable
+    from edgeguard.attacks.api import Differentiable
 
 
 BLOCK = 256

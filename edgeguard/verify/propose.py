@@ -17,7 +17,7 @@ from edgeguard.verify.harness import Classify, logits_of
 from edgeguard.verify.options import Progress, VerifyOptions
 
 if TYPE_CHECKING:
-    from edgeguard.attacks.bpda import Differentiable
+    from edgeguard.attacks.api import Differentiable
 
 EVERY_WIDTH = "all widths"
 

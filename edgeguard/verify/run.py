@@ -22,7 +22,7 @@ from edgeguard.verify.propose import Proposal, Workshop, crafted, noise, replaye
 from edgeguard.verify.survival import survival
 
 if TYPE_CHECKING:
-    from edgeguard.attacks.bpda import Differentiable
+    from edgeguard.attacks.api import Differentiable
 
 
 @dataclass(eq=False)

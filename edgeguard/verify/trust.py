@@ -20,7 +20,7 @@ from edgeguard.verify.harness import Judged, Subject, judge_pixels, logits_of
 from edgeguard.verify.statistics import paired_difference
 
 if TYPE_CHECKING:
-    from edgeguard.attacks.bpda import Differentiable
+    from edgeguard.attacks.api import Differentiable
 
 SAMPLE = 64
 """Images that the checks of gradients, determinism and batch size use at most."""
