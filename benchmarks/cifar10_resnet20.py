@@ -32,11 +32,11 @@ from edgeguard.defences.harden import versions
 from edgeguard.inspection import inspect_artifact
 from edgeguard.patch import Patch, apply_patch, random_positions
 from edgeguard.run import Run
+from edgeguard.statistics import wilson
 from edgeguard.targets import Engine, cpu_flags, open_engine
 from edgeguard.verify import VerifyOptions, verify
 from edgeguard.verify.harness import Subject, judge_at, judge_worst, random_places
 from edgeguard.verify.propose import noise
-from edgeguard.verify.statistics import wilson
 
 BATCH = 100
 AGGREGATED_IMAGES = {"random": 10_000, "worst": 2_000}

@@ -18,8 +18,8 @@ from edgeguard.artifact import Artifact
 from edgeguard.cli.pipeline import export_run
 from edgeguard.data import Dataset, load_splits
 from edgeguard.run import Run
+from edgeguard.statistics import wilson
 from edgeguard.targets import cpu_flags, open_engine
-from edgeguard.verify.statistics import wilson
 
 BATCH = 100
 

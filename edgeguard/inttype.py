@@ -66,3 +66,8 @@ class IntType:
 
 PIXEL = IntType(8, signed=False)
 ACCUMULATOR = IntType(32, signed=True)
+
+
+def zero_point_of(dtype: IntType) -> int:
+    """What an activation's uint8 in a QOperator file exceeds its integer by."""
+    return 128 if dtype.signed else 0

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeguard import graph as g
 from edgeguard.errors import ExportError
 from edgeguard.graph import IntegerGraph
-from edgeguard.inttype import IntType
+from edgeguard.inttype import IntType, zero_point_of
 
 MICROSOFT = "com.microsoft"
 STORAGE = {2: TensorProto.INT2, 4: TensorProto.INT4, 8: TensorProto.INT8}
@@ -114,8 +114,3 @@ class Builder(Collector):
     def zero_point(self, dtype: IntType) -> str:
         value = zero_point_of(dtype)
         return self.constant(f"uint8/{value}", np.uint8(value))
-
-
-def zero_point_of(dtype: IntType) -> int:
-    """What the file's uint8 value exceeds the integer by."""
-    return 128 if dtype.signed else 0

@@ -17,8 +17,9 @@ from onnx import TensorProto, helper
 from edgeguard import files
 from edgeguard import graph as g
 from edgeguard.errors import ExportError
-from edgeguard.export.onnx_builder import MICROSOFT, Builder, zero_point_of
+from edgeguard.export.onnx_builder import MICROSOFT, Builder
 from edgeguard.graph import IntegerGraph
+from edgeguard.inttype import zero_point_of
 
 OPSETS = {2: (25, 13), 4: (21, 10), 8: (17, 8)}
 """(opset, IR version) that the smallest weights of a model need."""

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SIBLINGS = ("export", "targets", "calib")
 CORE = {
     "__init__", "errors", "inttype", "files", "graph", "graph_nodes", "graph_check", "graph_io", "patch", "artifact", "inspection",
+    "statistics",
 }  # fmt: skip
 
 INTERNAL: dict[str, set[str]] = {
@@ -29,10 +30,12 @@ INTERNAL: dict[str, set[str]] = {
     "export": {"core", "quant", "targets"},
     "targets": {"core"},
     "report": {"core"},
-    "verify": {"core", "attacks", "data", "report", "targets"},
+    "patch_files": {"core", "report"},
+    "certify": {"core"},
+    "verify": {"core", "attacks", "data", "patch_files", "report", "targets"},
     "cli": {
         "core", "data", "models", "quant", "calib", "run", "attacks", "defences", "export", "targets", "report",
-        "verify",
+        "verify", "certify", "patch_files",
     },
 }  # fmt: skip
 """What each layer may import of the package, besides itself. Nobody imports cli."""
@@ -47,8 +50,10 @@ EXTERNAL: dict[str, set[str]] = {
     "attacks": {"numpy", "torch"},
     "defences": {"numpy", "torch", "torchvision", "brevitas"},
     "export": {"numpy", "torch", "brevitas", "onnx", "onnxruntime", "tensorrt"},
-    "targets": {"numpy", "onnxruntime", "tensorrt", "cuda", "openvino", "torch", "tomli"},
+    "targets": {"numpy", "onnx", "onnxruntime", "tensorrt", "cuda", "openvino", "torch", "tomli"},
     "report": {"numpy"},
+    "patch_files": {"numpy", "PIL", "matplotlib"},
+    "certify": {"numpy"},
     "verify": {"numpy", "torch", "tomli"},
     "cli": {"numpy", "typer", "rich", "tomli", "torch", "brevitas", "onnx", "onnxruntime", "tensorrt", "openvino"},
 }
@@ -56,7 +61,7 @@ EXTERNAL: dict[str, set[str]] = {
 
 RUNTIMES = {"onnxruntime", "tensorrt", "openvino", "torch"}
 STANDARD = sys.stdlib_module_names | {"tomllib"}
-TORCH_FREE = ("", ".cli", ".data", ".targets", ".artifact", ".inspection", ".report")
+TORCH_FREE = ("", ".cli", ".data", ".targets", ".artifact", ".inspection", ".report", ".certify")
 HEAVY = ("torch", "torchvision", "onnx", "brevitas", "PIL")
 
 Import = tuple[int, str]

@@ -21,30 +21,25 @@ result: `Crafted.selection` only chose among restarts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from edgeguard.attacks.api import Differentiable
+from edgeguard.attacks.api import Checkpoint, Differentiable, Found, Images, Labels, Progress, Victim
 from edgeguard.attacks.losses import get_loss
-from edgeguard.attacks.widths import WidthChooser
+from edgeguard.attacks.optimizers import get_optimizer
+from edgeguard.attacks.search import CraftStep, Search
+from edgeguard.attacks.transforms import PLAIN, Transforms
 from edgeguard.errors import InputError
-from edgeguard.patch import Patch, apply_patch, check_fits, random_positions, square
+from edgeguard.patch import Patch, Positions, square
 
-Images = NDArray[np.uint8]
-Labels = NDArray[np.int64]
+__all__ = ["AQAPA", "CraftStep", "Crafted", "craft"]
 
 KEPT = 3
 """One start in so many survives a round of the race."""
 SHORTEST = 5
 """Steps a start takes at least before it is judged."""
-MOVES = 2
-"""Moves in a step of the race."""
-RACE_IMAGES = 300
-"""Images on which the starts of a race are compared; restarts are compared on all."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +52,14 @@ class AQAPA:
     kept from step to step. loss: a name in `losses.LOSSES`. target: a class to reach; None is untargeted.
     restarts: independent searches, of which the best on the crafting images is returned.
     width_rate: how sharply the distribution over widths prefers those with little success; 0 is uniform.
-    width_floor: probability shared equally by all widths.
+    width_floor: probability shared equally by all widths. optimizer: a name in `optimizers.OPTIMIZERS`; `momentum` is
+    Adam's first decay. average: every step takes the mean loss over all models instead of drawing one of them, as many
+    times as expensive: for an engine that draws one of a pool itself. transforms: of the patch while it is crafted.
     """
+
+    name = "aqapa"
+    access = "gradients"
+    per_image = False
 
     patch_size: int
     steps: int = 300
@@ -74,9 +75,13 @@ class AQAPA:
     seed: int = 0
     width_rate: float = 4.0
     width_floor: float = 0.2
+    optimizer: str = "momentum-sign"
+    average: bool = False
+    transforms: Transforms = PLAIN
 
     def __post_init__(self) -> None:
         get_loss(self.loss)
+        get_optimizer(self.optimizer)
         for name in ("patch_size", "steps", "batch_size", "starts", "restarts"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -104,6 +109,19 @@ class AQAPA:
         plan = [(alive, budget // sum(field)) for alive in field]
         return [*plan, (1, self.steps - sum(alive * each for alive, each in plan))]
 
+    def run(
+        self, victim: Victim, images: Images, labels: Labels, *, positions: Positions | None = None,
+        progress: Progress | None = None, checkpoint: Checkpoint | None = None,
+    ) -> Found:  # fmt: skip
+        """One patch for all images and places; see `craft`. Takes no notice of positions and checkpoint."""
+
+        def tick(step: CraftStep) -> None:
+            if progress is not None:
+                progress(step.restart * self.steps + step.step + 1, self.restarts * self.steps)
+
+        crafted = craft(self, victim.models, images, labels, tick, victim.device)
+        return Found(crafted.patch.pixels, crafted.patch.mask, gradients=crafted.gradients)
+
 
 def _survivors(entrants: int) -> list[int]:
     """Starts in each round of a race: [16, 5] for 16; none for one start."""
@@ -114,32 +132,19 @@ def _survivors(entrants: int) -> list[int]:
     return field
 
 
-@dataclass(frozen=True)
-class CraftStep:
-    """One step of one start. loss, success: means over its images, before each move. width: the model drawn.
-
-    step: counted over all starts of a restart, from 0.
-    """
-
-    restart: int
-    start: int
-    step: int
-    width: str
-    loss: float
-    success: float
-
-
 @dataclass(frozen=True, eq=False)
 class Crafted:
     """A patch and how it came about.
 
     history: every step of every restart. selection: one number per restart, the lowest success over widths on the
-    crafting images; it chose among the restarts and says nothing about other images.
+    crafting images; it chose among the restarts and says nothing about other images. gradients: images that gradients
+    were taken of, each time and for each model.
     """
 
     patch: Patch
     history: tuple[CraftStep, ...]
     selection: tuple[float, ...]
+    gradients: int = 0
 
 
 def craft(
@@ -163,7 +168,7 @@ def craft(
     Raises:
         InputError: no models or images, a patch larger than the image, or a target outside the classes.
     """
-    search = _Search(config, models, images, labels, device)
+    search = Search(config, models, images, labels, device)
     history: list[CraftStep] = []
     found: list[Images] = []
     for restart in range(config.restarts):
@@ -173,139 +178,6 @@ def craft(
                 progress(step)
         found.append(search.winner.projected())
     if config.restarts == 1:
-        return Crafted(square(found[0]), tuple(history), ())
+        return Crafted(square(found[0]), tuple(history), (), search.gradients)
     selection = [search.score(pixels) for pixels in found]
-    return Crafted(square(found[int(np.argmax(selection))]), tuple(history), tuple(selection))
-
-
-class _Start:
-    """One random start of a race and how far it has come."""
-
-    def __init__(self, config: AQAPA, names: list[str], restart: int, number: int, device: str) -> None:
-        self.number, self.taken = number, 0
-        self.rng = np.random.default_rng([config.seed, restart, number])
-        pixels = self.rng.integers(0, 256, (3, config.patch_size, config.patch_size)).astype(np.float32)
-        self.patch = torch.from_numpy(pixels).to(device)
-        self.velocity = torch.zeros_like(self.patch)
-        self.chooser = WidthChooser(names, config.width_rate, config.width_floor)
-
-    def move(self, gradient: torch.Tensor, step_size: float, momentum: float) -> None:
-        self.velocity = momentum * self.velocity + gradient / gradient.abs().mean().clamp_min(1e-30)
-        self.patch = (self.patch + step_size * self.velocity.sign()).clamp(0, 255)
-
-    def projected(self) -> Images:
-        """The patch in uint8."""
-        pixels: Images = self.patch.round().to(torch.uint8).cpu().numpy()
-        return pixels
-
-
-class _Search:
-    """What all starts of a `craft` share: the models, and the images that each of them can lose."""
-
-    def __init__(
-        self, config: AQAPA, models: Mapping[str, Differentiable], images: Images, labels: Labels, device: str
-    ) -> None:
-        if not models or not len(images) or labels.shape != (len(images),):
-            raise InputError(
-                f"crafting needs models and labelled images, got {len(models)} models, {len(images)} images "
-                f"and labels of shape {labels.shape}"
-            )
-        size = config.patch_size
-        check_fits((size, size), (images.shape[2], images.shape[3]))
-        self._config, self._models, self._device = config, dict(models), device
-        self._images, self._labels = images, labels
-        self._loss = get_loss(config.loss)
-        self._mask = np.ones((size, size), bool)
-        self._eligible = {name: self._attackable(name) for name in self._models}
-
-    def run(self, restart: int) -> Iterator[CraftStep]:
-        """One race and the run of its winner; afterwards `winner` holds the patch."""
-        config = self._config
-        rounds = config.rounds()
-        path = sum(each for _, each in rounds)
-        starts = [_Start(config, list(self._models), restart, k, self._device) for k in range(rounds[0][0])]
-        taken = 0
-        for alive, each in rounds:
-            if alive < len(starts):
-                starts.sort(key=lambda start: -self.score(start.projected(), RACE_IMAGES))
-                starts = starts[:alive]
-            for start in starts:
-                for _ in range(each):
-                    name, loss, success = self._step(start, start.taken / path, MOVES if alive > 1 else 1)
-                    yield CraftStep(restart, start.number, taken, name, loss, success)
-                    taken += 1
-        self.winner = starts[0]
-
-    def score(self, pixels: Images, limit: int | None = None) -> float:
-        """Lowest success over widths of a projected patch, on at most `limit` crafting images at the same places."""
-        lowest = 1.0
-        patch = torch.from_numpy(pixels.astype(np.float32)).to(self._device)
-        for name, eligible in self._eligible.items():
-            rng = np.random.default_rng(self._config.seed)
-            chosen, fooled = rng.permutation(eligible)[:limit], 0.0
-            for batch in _batches(chosen, self._config.batch_size):
-                with torch.no_grad():
-                    logits = self._models[name](self._patched(batch, patch, rng))
-                fooled += float(self._fooled(logits, batch).sum())
-            lowest = min(lowest, fooled / len(chosen))
-        return lowest
-
-    def _step_size(self, progress: float) -> float:
-        first, last = self._config.step_size, self._config.final_step_size
-        return last + (first - last) * 0.5 * (1 + math.cos(math.pi * progress))
-
-    def _step(self, start: _Start, progress: float, moves: int) -> tuple[str, float, float]:
-        """One step in so many moves; a width is drawn for all of them. Returns: width, mean loss, share of success."""
-        name = start.chooser.draw(start.rng)
-        losses, successes = [], []
-        for _ in range(moves):
-            gradient, loss, success = self._gradient(name, start, max(1, self._config.batch_size // moves))
-            start.move(gradient, self._step_size(progress), self._config.momentum)
-            losses.append(loss)
-            successes.append(success)
-        start.taken += 1
-        start.chooser.update(name, sum(successes) / moves)
-        return name, sum(losses) / moves, sum(successes) / moves
-
-    def _gradient(self, name: str, start: _Start, size: int) -> tuple[torch.Tensor, float, float]:
-        """Gradient (3, s, s), mean loss and share of success of one batch of at most `size` images."""
-        eligible = self._eligible[name]
-        batch = start.rng.choice(eligible, min(size, len(eligible)), replace=False)
-        leaf = start.patch.round().requires_grad_()
-        logits = self._models[name](self._patched(batch, leaf, start.rng))
-        labels = torch.from_numpy(self._labels[batch]).to(self._device)
-        loss = self._loss(logits, labels, self._config.target).mean()
-        (gradient,) = torch.autograd.grad(loss, leaf)
-        return gradient, float(loss.detach()), float(self._fooled(logits.detach(), batch).float().mean())
-
-    def _patched(self, batch: NDArray[np.int64], patch: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        images = torch.from_numpy(self._images[batch]).to(self._device).float()
-        shape = (self._images.shape[2], self._images.shape[3])
-        positions = random_positions(len(batch), shape, self._mask.shape, rng)
-        return apply_patch(images, patch, self._mask, positions)
-
-    def _fooled(self, logits: torch.Tensor, batch: NDArray[np.int64]) -> torch.Tensor:
-        predicted = logits.argmax(1).cpu()
-        if self._config.target is not None:
-            return predicted == self._config.target
-        return predicted != torch.from_numpy(self._labels[batch])
-
-    def _attackable(self, name: str) -> NDArray[np.int64]:
-        """Images that count: classified correctly, or not of the target's class. All of them when none counts."""
-        everything = np.arange(len(self._images))
-        if self._config.target is not None:
-            chosen = np.flatnonzero(self._labels != self._config.target)
-        else:
-            chosen = np.concatenate([batch[self._correct(name, batch)] for batch in _batches(everything, 256)])
-        return chosen if len(chosen) else everything
-
-    def _correct(self, name: str, batch: NDArray[np.int64]) -> NDArray[np.bool_]:
-        with torch.no_grad():
-            logits = self._models[name](torch.from_numpy(self._images[batch]).to(self._device).float())
-        correct: NDArray[np.bool_] = logits.argmax(1).cpu().numpy() == self._labels[batch]
-        return correct
-
-
-def _batches(indices: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
-    for start in range(0, len(indices), size):
-        yield indices[start : start + size]
+    return Crafted(square(found[int(np.argmax(selection))]), tuple(history), tuple(selection), search.gradients)

@@ -20,11 +20,24 @@ Loss = Callable[[torch.Tensor, torch.Tensor, "int | None"], torch.Tensor]
 RESIDUAL = 0.01
 
 
+def aimed_at(logits: torch.Tensor, labels: torch.Tensor, target: int | None) -> torch.Tensor:
+    """The classes (N,) int64 that a loss is about: the labels, or the target of all images.
+
+    Raises:
+        InputError: a target that is none of the model's classes.
+    """
+    if target is None:
+        return labels
+    if not 0 <= target < logits.shape[1]:
+        raise InputError(f"target {target} is none of the model's {logits.shape[1]} classes")
+    return torch.full_like(labels, target)
+
+
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, target: int | None = None) -> torch.Tensor:
     """Negative log likelihood of the label, or log likelihood of the target. Returns: (N,)."""
     if target is None:
         return F.cross_entropy(logits, labels, reduction="none")
-    return -F.cross_entropy(logits, torch.full_like(labels, target), reduction="none")
+    return -F.cross_entropy(logits, aimed_at(logits, labels, target), reduction="none")
 
 
 def margin(logits: torch.Tensor, labels: torch.Tensor, target: int | None = None) -> torch.Tensor:
@@ -32,7 +45,7 @@ def margin(logits: torch.Tensor, labels: torch.Tensor, target: int | None = None
 
     Positive exactly when the attack succeeds. Source: Carlini & Wagner 2017, arXiv:1608.04644, f6 without its hinge.
     """
-    reference = labels if target is None else torch.full_like(labels, target)
+    reference = aimed_at(logits, labels, target)
     own = logits.gather(1, reference[:, None])[:, 0]
     others = logits.scatter(1, reference[:, None], -math.inf).amax(1)
     return others - own if target is None else own - others

@@ -10,8 +10,10 @@ import typer
 
 import edgeguard
 from edgeguard.cli import console
+from edgeguard.cli.attack import attack
 from edgeguard.cli.bench import bench
 from edgeguard.cli.calibrate import calibrate
+from edgeguard.cli.certify import certify
 from edgeguard.cli.demo import demo
 from edgeguard.cli.doctor import doctor
 from edgeguard.cli.export import export
@@ -29,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (harden, calibrate, export, inspect, verify, bench, doctor, demo):
+for command in (harden, calibrate, export, inspect, verify, attack, certify, bench, doctor, demo):
     app.command()(command)
 
 

@@ -51,6 +51,7 @@ def export_run(run: Run, bits: str, target: str | TargetProfile, out: Path, data
         "data": run.config["data"],
         "patch_sizes": training.patch_sizes,
         "seed": training.seed,
+        "widths": [str(one) for one in run.widths],
         "versions": run.config["versions"],
     }
     return export_artifact(graph, out, target=target, width=str(width), activation_bits=width.activation,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -22,83 +23,113 @@ from edgeguard.cli.console import (
     progress_bars,
     write_report,
 )
-from edgeguard.data import Dataset, has_splits, load_dataset, load_splits
-from edgeguard.errors import InputError, require
+from edgeguard.cli.judged_data import judged_data
+from edgeguard.errors import EngineError, require
+from edgeguard.report.read import check_report
 from edgeguard.report.summary import format_summary
-from edgeguard.verify import ACCESSES, Gate, VerifyOptions
+from edgeguard.verify import Gate, VerifyOptions, accesses_of, allowed_attacks, budget
 from edgeguard.verify import verify as verify_artifact
 
 GATE_FAILED = 1
-ATTACKS = ("a-qapa",)
+UNFINISHED = ".unfinished"
 
 
 def verify(
     artifact: Annotated[Path, typer.Argument(help="The folder that `edgeguard export` wrote.")],
     data: Annotated[str | None, typer.Option(help="Labelled images; by default what the model was trained on.")] = None,
-    attack: Annotated[str, typer.Option(help="How patches are crafted: a-qapa.")] = "a-qapa",
-    access: Annotated[str | None, typer.Option(help="replay, transfer, engine; comma-separated.")] = None,
+    effort: Annotated[str, typer.Option("--budget", help="quick, standard or exhaustive.")] = "standard",
+    attack: Annotated[
+        str | None, typer.Option(help="a-qapa, a-qapa-per-image, gap, lavan, patch-rs, patch-rs-per-image; comma-separated.")
+    ] = None,
+    access: Annotated[
+        str | None, typer.Option(help="replay, transfer, engine, query; comma-separated. By default all that apply.")
+    ] = None,
     patch_size: Annotated[str, typer.Option(help="Sides in pixels, comma-separated.")] = "6",
-    placement: Annotated[str, typer.Option(help="random, worst; comma-separated.")] = "random",
-    stride: Annotated[int, typer.Option(help="Of the grid of worst placements, in pixels; 1 is exact.")] = 4,
-    steps: Annotated[int, typer.Option(help="Gradient steps to craft a patch.")] = 300,
-    restarts: Annotated[int, typer.Option(help="Fresh starts of each patch; the best is judged.")] = 1,
+    placement: Annotated[
+        str | None, typer.Option(help="Of universal patches: random, worst; comma-separated.")
+    ] = None,
+    stride: Annotated[int | None, typer.Option(help="Of the grid of worst placements, in pixels; 1 is exact.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Gradient steps to craft a universal patch.")] = None,
+    restarts: Annotated[int | None, typer.Option(help="Fresh starts of each patch; the best is judged.")] = None,
     loss: Annotated[str | None, typer.Option(help="The attack's loss.")] = None,
     target: Annotated[int | None, typer.Option(help="Class to push every image to; none: away from its own.")] = None,
-    patch: Annotated[list[Path] | None, typer.Option(help="Patch file (npz) to replay; may be repeated.")] = None,
+    queries: Annotated[int | None, typer.Option(help="Images shown to the engine for each image's own patch.")] = None,
+    universal_queries: Annotated[
+        int | None, typer.Option(help="Images shown to the engine for a universal patch.")
+    ] = None,
+    decision_only: Annotated[
+        bool, typer.Option("--decision-only", help="Query attacks see labels instead of logits.")
+    ] = False,
+    patch: Annotated[
+        list[Path] | None, typer.Option(help="Patch file (npz, or png with alpha) to replay; may be repeated.")
+    ] = None,
     surrogate: Annotated[list[Path] | None, typer.Option(help="Artifact to craft on as well; may be repeated.")] = None,
-    limit: Annotated[int, typer.Option(help="Images to judge at most; 0: all.")] = 1000,
+    limit: Annotated[int | None, typer.Option(help="Images to judge at most; 0: all.")] = None,
+    per_image_limit: Annotated[
+        int | None, typer.Option(help="How many of them get patches of their own at most.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     batch_size: Annotated[int, typer.Option(help="The batch the engine is deployed with.")] = 50,
     runtime: Annotated[str | None, typer.Option(help="ort, reference or twin; the artifact's own by default.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of the runtime; 0: its choice.")] = 0,
     gate: Annotated[Path | None, typer.Option(help="TOML file of rules; a broken one gives exit code 1.")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="An earlier report.json; falling behind it gives exit code 1.")
+    ] = None,
     out: OutOption = None,
     as_json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Attack the deployed engine with adversarial patches and report how robust it is."""
-    if attack not in ATTACKS:
-        raise InputError(f"unknown attack {attack!r}; expected {', '.join(ATTACKS)}")
+    """Attack the deployed engine with adversarial patches and report how robust it is.
+
+    Finished stages are kept beside the output folder until the report is written: after an interruption the same
+    command goes on from there.
+    """
+    given = {
+        "attacks": _names(attack), "placements": _names(placement), "stride": stride, "steps": steps,
+        "restarts": restarts, "loss": loss, "target": target, "queries": queries, "per_image_limit": per_image_limit,
+        "universal_queries": universal_queries,
+    }  # fmt: skip
+    chosen = {**budget(effort), **{key: value for key, value in given.items() if value is not None}}
+    if limit is not None:
+        chosen["limit"] = limit or None
     replay = tuple(patch or ())
-    default = "replay" if replay else ",".join(name for name in ACCESSES if name != "replay")
+    accesses = _names(access) or (("replay",) if replay and attack is None else accesses_of(chosen["attacks"]))
+    if attack is None:  # of the budget's attacks, those that the given accesses allow
+        chosen["attacks"] = allowed_attacks(chosen["attacks"], accesses) or chosen["attacks"]
     options = VerifyOptions(
-        accesses=tuple((access or default).split(",")), patch_sizes=integers(patch_size, "--patch-size"),
-        placements=tuple(placement.split(",")), stride=stride, steps=steps, restarts=restarts,
-        loss=loss or VerifyOptions.loss, target=target, limit=limit or None, seed=seed, batch_size=batch_size,
-        replay=replay, surrogates=tuple(surrogate or ()), runtime=runtime, threads=threads,
+        **chosen, accesses=accesses, patch_sizes=integers(patch_size, "--patch-size"), decision_only=decision_only,
+        seed=seed, batch_size=batch_size, replay=replay, surrogates=tuple(surrogate or ()), runtime=runtime,
+        threads=threads,
     )  # fmt: skip
     rules = Gate.load(gate) if gate is not None else None
+    earlier = check_report(files.read_json(baseline)) if baseline is not None else None
     source = Artifact.load(artifact)
     folder = files.new_folder(output_folder(out, f"{source.path.resolve().name}-verify"))
-    if options.crafts:
+    if options.differentiates:
         require("torch", "train")
-    judged, crafted = _data(source, data, options.crafts)
+    judged, crafted = judged_data(source, data, options.universal)
+    unfinished = folder.with_name(folder.name + UNFINISHED)
+    if unfinished.is_dir():
+        log(f"going on with what is finished in {unfinished}")
     with progress_bars() as progress:
-        report = verify_artifact(source, judged, options, craft_data=crafted, gate=rules,
-                                 progress=Stages(progress), command=["edgeguard", *sys.argv[1:]])  # fmt: skip
+        report = verify_artifact(source, judged, options, craft_data=crafted, gate=rules, baseline=earlier,
+                                 progress=Stages(progress), announce=log, command=["edgeguard", *sys.argv[1:]],
+                                 stages=unfinished)  # fmt: skip
     page = write_report(report, folder)
     emit(report, f"{format_summary(report)}\nreport: {page}", as_json)
+    if not report["status"]["complete"]:
+        log(f"{report['status']['reason']}; what was found until then is in the report, and finished stages are kept")
+        raise typer.Exit(EngineError.exit_code)
+    shutil.rmtree(unfinished, ignore_errors=True)
     if report["gate"] is not None and not report["gate"]["passed"]:
         broken = [rule for rule in report["gate"]["rules"] if not rule["passed"]]
-        log(f"gate failed: {'; '.join(str(rule['detail']) for rule in broken)}")
+        log(f"gate failed: {'; '.join(str(rule['rule']) + ': ' + str(rule['detail']) for rule in broken)}")
         raise typer.Exit(GATE_FAILED)
 
 
-def _data(artifact: Artifact, spec: str | None, crafts: bool) -> tuple[Dataset, Dataset | None]:
-    """Images to judge, and other images to craft on where there are any.
-
-    Without `spec`, the test images of what the model was trained on, split as its training split it.
-    """
-    source = artifact.manifest["source"]
-    trained_on = source.get("data", {}).get("spec")
-    wanted = spec or trained_on
-    if not isinstance(wanted, str):
-        raise InputError(f"{artifact.path} does not say what it was trained on; name labelled images with --data")
-    size = artifact.manifest["input_shape"][1] if wanted.startswith(("digits", "imagefolder")) else None
-    if spec is None or has_splits(wanted):
-        train, test = load_splits(wanted, size, seed=source.get("seed", 0))
-        return test, train if crafts else None
-    return load_dataset(wanted, "test", size), None
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return tuple(text.split(",")) if text is not None else None
 
 
 class Stages:

@@ -7,17 +7,21 @@ from typing import Any
 
 Report = Mapping[str, Any]
 
-ATTACK_NAMES = {"aqapa": "A-QAPA", "replay": "Replay", "noise": "Random pixels"}
+ATTACK_NAMES = {
+    "aqapa": "A-QAPA", "aqapa-per-image": "A-QAPA per image", "gap": "GAP", "lavan": "LaVAN", "patch-rs": "Patch-RS",
+    "replay": "Replay", "noise": "Random pixels",
+}  # fmt: skip
 ACCESS_NAMES = {
     "none": "no access, a baseline",
     "replay": "replay: a given patch",
     "transfer": "transfer: crafted on twins",
     "engine": "engine: values of the live engine, gradient of its twin",
-    "query": "query: logits only",
+    "query": "query: the outputs of the live engine, no gradient",
 }
 CHECK_NAMES = {
     "white_box_strongest": "White-box attacks are the strongest",
     "gradients_alive": "Gradients are alive",
+    "softmax_unsaturated": "The softmax is not saturated",
     "large_patch_wins": "A large patch wins",
     "deterministic": "The engine is deterministic",
     "batch_one_agrees": "Batch 1 agrees with the deployed batch",
@@ -55,7 +59,8 @@ def attack_name(attack: Mapping[str, Any]) -> str:
     """One attack in a few words."""
     name, size = ATTACK_NAMES.get(attack["name"], attack["name"]), attack["patch_size"]
     access = "" if attack["access"] in ("none", attack["name"]) else f", {attack['access']} access"
-    return f"{name}{access}, {size}x{size}, {attack['placement']} placement"
+    own = ", a patch for each image" if attack["scope"] == "per-image" else ""
+    return f"{name}{access}{own}, {size}x{size}, {attack['placement']} placement"
 
 
 def trust_counts(report: Report) -> tuple[int, int, int]:
@@ -77,6 +82,8 @@ def headline(report: Report) -> tuple[str, str]:
     Figures that failed a trust check come first, then a failed gate, then survival.
     """
     _, failed, _ = trust_counts(report)
+    if not report["status"]["complete"]:
+        return "bad", "Incomplete: the engine failed before the verification had ended"
     gate, survival = report["gate"], report["survival"]
     if failed:
         return "bad", f"Do not rely on these numbers: {failed} trust check{'s' * (failed > 1)} failed"
@@ -106,5 +113,21 @@ def model_line(report: Report) -> str:
 
 def steps_sentence(report: Report) -> str:
     """How many clean logits of the engine lie how many steps of the last layer's integers from the twin's."""
-    steps = report["clean"]["steps"] or {}
+    return steps_text(report["clean"]["steps"] or {})
+
+
+def steps_text(steps: Mapping[str, int]) -> str:
+    """Counts by the number of integer steps apart."""
     return ", ".join(f"{name}: {count}" for name, count in steps.items()) or "not measured"
+
+
+def of_images(block: Mapping[str, Any]) -> str:
+    """An accuracy with its count and interval."""
+    return f"{percent(block['accuracy'])} of {block['n']} images, {interval(block['ci95'])}"
+
+
+def seconds(value: float) -> str:
+    """A duration in the unit that suits it."""
+    if value < 60:
+        return f"{value:.1f} s"
+    return f"{value / 60:.1f} min" if value < 3600 else f"{value / 3600:.1f} h"

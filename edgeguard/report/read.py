@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ from edgeguard import files
 from edgeguard.errors import InputError
 from edgeguard.report import SCHEMA
 
-Number = (int, float)
-_OPTIONAL_TEXT = (str, type(None))
-_OPTIONAL_NUMBER = (int, float, type(None))
-_INTERVAL = [Number]
-_NAMED = {"class": int, "name": str}
-_ACCURACY = {"accuracy": Number, "n": int, "ci95": _INTERVAL}
-_FLIPS = {"both": int, "engine_only": int, "twin_only": int, "neither": int}
+
+@dataclass(frozen=True)
+class Within:
+    """Marks a number of a range, a whole one on request."""
+
+    low: float
+    high: float
+    whole: bool = False
 
 
 class Maybe:
@@ -25,47 +27,85 @@ class Maybe:
         self.shape = shape
 
 
+class Missing(Maybe):
+    """Marks a key that may be left out, or null."""
+
+
+class Each:
+    """Marks an object of any keys whose values are all alike."""
+
+    def __init__(self, shape: Any) -> None:
+        self.shape = shape
+
+
+LARGEST = 2.0**63
+"""No number of a report is beyond it, to either side."""
+DEEPEST = 32
+"""Objects and lists within each other."""
+_SHARE, _CHANGE, _COUNT = Within(0, 1), Within(-1, 1), Within(0, LARGEST, whole=True)
+_INTERVAL, _CHANGES = [_SHARE], [_CHANGE]
+_OPTIONAL_TEXT = Maybe(str)
+_NAMED = {"class": int, "name": str}
+_ACCURACY = {"accuracy": _SHARE, "n": _COUNT, "ci95": _INTERVAL}
+_RATE = {"asr": _SHARE, "ci95": _INTERVAL, "n": _COUNT}
+_FLIPS = {"both": _COUNT, "engine_only": _COUNT, "twin_only": _COUNT, "neither": _COUNT}
 _SURVIVAL = {
-    "delta_asr": Number, "ci95": _INTERVAL, "mcnemar_p": Number, "verdict": str, "margin": Number, "n": int,
+    "delta_asr": _CHANGE, "ci95": _CHANGES, "mcnemar_p": _SHARE, "verdict": str, "margin": _SHARE, "n": _COUNT,
     "bit_identical": bool, "flips": _FLIPS,
 }  # fmt: skip
 _ATTACK = {
-    "name": str, "access": str, "patch_size": int, "placement": str, "seen": (bool, type(None)), "asr": Number,
-    "ci95": _INTERVAL, "robust_accuracy": Number, "robust_ci95": _INTERVAL, "n": int, "twin_asr": _OPTIONAL_NUMBER,
-    "queries": int, "source": _OPTIONAL_TEXT, "places": int, "patch": int, "survival": Maybe(_SURVIVAL),
+    "name": str, "access": str, "scope": ("universal", "per-image"), "steps": Maybe(_COUNT), "patch_size": _COUNT,
+    "placement": str, "seen": Maybe(bool), **_RATE, "robust_accuracy": _SHARE, "robust_ci95": _INTERVAL,
+    "robust_n": _COUNT, "twin_asr": Maybe(_SHARE), "queries": _COUNT, "source": _OPTIONAL_TEXT,
+    "target": Missing(_COUNT), "stride": Missing(_COUNT), "places": _COUNT, "patch": Maybe(_COUNT),
+    "survival": Maybe(_SURVIVAL),
 }  # fmt: skip
 _ARTIFACT = {
-    "name": str, "target": str, "width": str, "weight_bits": int, "activation_bits": int, "sha256": str, "files": dict,
-    "integer_mac_coverage": _OPTIONAL_NUMBER,
+    "name": str, "target": str, "width": str, "weight_bits": _COUNT, "activation_bits": _COUNT, "sha256": str,
+    "files": Each(str), "integer_mac_coverage": Maybe(_SHARE),
 }  # fmt: skip
 _EXAMPLE = {
-    "index": int, "height": int, "width": int, "pixels": str, "label": _NAMED, "clean": _NAMED, "engine": _NAMED,
-    "twin": Maybe(_NAMED), "fooled": bool,
+    "index": _COUNT, "height": _COUNT, "width": _COUNT, "pixels": str, "label": _NAMED, "clean": _NAMED,
+    "engine": _NAMED, "twin": Maybe(_NAMED), "fooled": bool,
 }  # fmt: skip
 _RULE = {
     "rule": str, "limit": (int, float, bool), "figure": (int, float, str, type(None)), "ci95": Maybe(_INTERVAL),
     "passed": bool, "detail": str,
 }  # fmt: skip
-_DATA = {"name": str, "sha256": str, "n": int, "of": int}
+_STEPS = {"equal": _SHARE, "steps": Each(_COUNT)}
+_DATA = {"name": str, "sha256": str, "n": _COUNT, "of": _COUNT}
+_HEAT_MAP = {"patch": _COUNT, "stride": _COUNT, "rows": [_COUNT], "columns": [_COUNT], "asr": [[_SHARE]], "n": _COUNT}
+_DIVERGENCE = {
+    "n": _COUNT, "reason": _OPTIONAL_TEXT, "layers": [{"layer": str, "op": str, "clean": _STEPS, "patched": _STEPS}],
+    "skipped": Missing([{"tensor": str, "reason": str}]),
+}  # fmt: skip
 SHAPE: dict[str, Any] = {
     "schema": str,
     "edgeguard": str,
+    "status": {"complete": bool, "reason": _OPTIONAL_TEXT},
     "artifact": _ARTIFACT,
-    "environment": {"versions": dict, "platform": str, "engine": dict, "threads": int, "seed": int, "command": [str]},
+    "environment": {"versions": dict, "platform": str, "engine": dict, "threads": _COUNT, "seed": _COUNT, "command": [str]},
     "data": {**_DATA, "crafting": Maybe(_DATA)},
     "options": dict,
-    "definitions": dict,
+    "definitions": Each(str),
     "clean": {
-        "engine": _ACCURACY, "twin": Maybe(_ACCURACY), "agreement": _OPTIONAL_NUMBER,
-        "bit_identical": (bool, type(None)), "steps": (dict, type(None)),
+        "engine": _ACCURACY, "twin": Maybe(_ACCURACY), "agreement": Maybe(_SHARE), "bit_identical": Maybe(bool),
+        "steps": Maybe(Each(_COUNT)),
     },
     "attacks": [_ATTACK],
-    "aggregated": [{"patch_size": int, "placement": str, "asr": Number, "source": _OPTIONAL_TEXT, "surrogates": list}],
-    "survival": Maybe({**_SURVIVAL, "attack": int}),
-    "trust": [{"check": str, "passed": (bool, type(None)), "detail": str}],
+    "aggregated": [
+        {"name": str, "patch_size": _COUNT, "placement": str, **_RATE, "source": _OPTIONAL_TEXT, "surrogates": [str]}
+    ],
+    "seen_unseen": [{"split": str, "seen": Maybe(_RATE), "unseen": Maybe(_RATE)}],
+    "survival": Maybe({**_SURVIVAL, "attack": _COUNT}),
+    "trust": [{"check": str, "passed": Maybe(bool), "detail": str}],
+    "heat_map": Maybe(_HEAT_MAP),
+    "divergence": Maybe(_DIVERGENCE),
+    "advice": [str],
+    "timing": {"attacks": [Within(0, LARGEST)], "total": Within(0, LARGEST)},
     "gate": Maybe({"passed": bool, "rules": [_RULE]}),
-    "patches": [{"height": int, "width": int, "pixels": str, "mask": str, "sha256": str}],
-    "examples": {"attack": int, "images": [_EXAMPLE]},
+    "patches": [{"height": _COUNT, "width": _COUNT, "pixels": str, "mask": str, "sha256": str}],
+    "examples": {"attack": _COUNT, "images": [_EXAMPLE]},
 }  # fmt: skip
 
 
@@ -89,39 +129,98 @@ def check_report(document: Any) -> dict[str, Any]:
         InputError: naming the first part that is wrong.
     """
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise InputError(f"not a report of schema {SCHEMA!r}")
+        got = document.get("schema") if isinstance(document, dict) else None
+        named = f"its schema is {got!r:.60}" if isinstance(got, str) else "it names none"
+        raise InputError(f"not a report of schema {SCHEMA!r}: {named}; use the edgeguard that wrote it, or verify again")
+    _check_values(document)
     _check(document, SHAPE, "report")
+    _check_links(document)
+    return document
+
+
+def _check_links(document: dict[str, Any]) -> None:
+    """What parts of the report say of each other."""
     if not document["attacks"]:
         raise InputError("the report holds no attack")
-    attacks, patches = len(document["attacks"]), len(document["patches"])
+    attacks, patches, places = len(document["attacks"]), len(document["patches"]), document["heat_map"]
     links = [document["examples"]["attack"], *([document["survival"]["attack"]] if document["survival"] else [])]
-    if any(not 0 <= link < attacks for link in links):
+    if any(link >= attacks for link in links):
         raise InputError("the report refers to an attack that it does not hold")
-    if any(not 0 <= attack["patch"] < patches for attack in document["attacks"]):
+    numbers = [attack["patch"] for attack in document["attacks"] if attack["patch"] is not None]
+    if any(number >= patches for number in [*numbers, *([places["patch"]] if places else [])]):
         raise InputError("an attack of the report refers to a patch that it does not hold")
-    return document
+    if len(document["timing"]["attacks"]) != attacks:
+        raise InputError(f"the report holds {attacks} attacks, and times of {len(document['timing']['attacks'])}")
+    if places and not (
+        places["rows"] and places["columns"] and places["n"] and len(places["asr"]) == len(places["rows"])
+        and all(len(line) == len(places["columns"]) for line in places["asr"])
+    ):  # fmt: skip
+        raise InputError("the heat map of the report needs one ASR for each of its rows and columns, and n of at least 1")
+
+
+def _check_values(document: Any) -> None:
+    """Refuse, anywhere in the document, what no report holds and no page can show."""
+    todo = [(document, 0)]
+    while todo:
+        value, depth = todo.pop()
+        if depth > DEEPEST:
+            raise InputError(f"the report is nested deeper than {DEEPEST} levels")
+        if isinstance(value, dict):
+            todo += [(part, depth + 1) for part in (*value.keys(), *value.values())]
+        elif isinstance(value, list):
+            todo += [(part, depth + 1) for part in value]
+        elif isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:  # false for NaN, too
+            raise InputError(f"the report holds a number that is none of its figures: {f'{value:.3g}' if isinstance(value, float) else 'a huge one'}")
+        elif isinstance(value, str) and not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
+            raise InputError("the report holds text that is not valid Unicode: half of a surrogate pair")
 
 
 def _check(value: Any, shape: Any, where: str) -> None:
     if isinstance(shape, Maybe):
         if value is not None:
             _check(value, shape.shape, where)
-    elif isinstance(shape, dict):
-        if not isinstance(value, dict):
-            raise InputError(f"{where} must be an object, got {type(value).__name__}")
-        for key, part in shape.items():
-            if key not in value:
-                raise InputError(f"{where}.{key} is missing")
-            _check(value[key], part, f"{where}.{key}")
+    elif isinstance(shape, Within):
+        _check_number(value, shape, where)
+    elif isinstance(shape, dict | Each):
+        _check_object(value, shape, where)
     elif isinstance(shape, list):
         if not isinstance(value, list):
-            raise InputError(f"{where} must be a list, got {type(value).__name__}")
-        if shape is _INTERVAL and len(value) != 2:
-            raise InputError(f"{where} must be an interval of two numbers, got {len(value)}")
+            raise InputError(f"{where} must be a list, got {_kind(value)}")
+        if (shape is _INTERVAL or shape is _CHANGES) and (len(value) != 2 or value != sorted(value)):
+            raise InputError(f"{where} must be an interval of two numbers, the lower first, got {value!r:.60}")
         for index, item in enumerate(value):
             _check(item, shape[0], f"{where}[{index}]")
+    elif isinstance(shape, tuple) and isinstance(shape[0], str):
+        if value not in shape:
+            raise InputError(f"{where} must be {' or '.join(shape)}, got {value!r:.60}")
     else:
         kinds = shape if isinstance(shape, tuple) else (shape,)
         if type(value) not in kinds:
-            names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-            raise InputError(f"{where} must be {names}, got {type(value).__name__}")
+            raise InputError(f"{where} must be {' or '.join(map(_name, kinds))}, got {_kind(value)}")
+
+
+def _check_object(value: Any, shape: Any, where: str) -> None:
+    if not isinstance(value, dict):
+        raise InputError(f"{where} must be an object, got {_kind(value)}")
+    for key, part in shape.items() if isinstance(shape, dict) else dict.fromkeys(value, shape.shape).items():
+        name = f"{where}.{key:.60}"
+        if key in value:
+            _check(value[key], part, name)
+        elif not isinstance(part, Missing):
+            raise InputError(f"{name} is missing")
+
+
+def _check_number(value: Any, shape: Within, where: str) -> None:
+    kinds = (int,) if shape.whole else (int, float)
+    if type(value) not in kinds:
+        raise InputError(f"{where} must be {' or '.join(map(_name, kinds))}, got {_kind(value)}")
+    if not shape.low <= value <= shape.high:
+        raise InputError(f"{where} must be from {shape.low:g} to {shape.high:g}, got {value:g}")
+
+
+def _kind(value: Any) -> str:
+    return _name(type(value))
+
+
+def _name(kind: type) -> str:
+    return "null" if kind is type(None) else kind.__name__

@@ -5,13 +5,13 @@ STYLE = """
   color-scheme: light dark;
   --page: #f6f7f9; --card: #ffffff; --ink: #16191f; --soft: #5a6372; --line: #dfe3ea; --track: #e9ecf2;
   --accent: #2f5fd0; --good: #14743f; --good-soft: #e3f4ea; --bad: #b3261e; --bad-soft: #fbe7e5;
-  --unknown: #7a5600; --unknown-soft: #fbf1d8; --bar: #c9502f; --bar-soft: #e8b9a8;
+  --unknown: #7a5600; --unknown-soft: #fbf1d8; --bar: #c9502f; --heat: #f2875b;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #0f1217; --card: #181c23; --ink: #e8ebf0; --soft: #9aa4b5; --line: #2b323d; --track: #262c36;
     --accent: #8fb0ff; --good: #6fd79c; --good-soft: #14301f; --bad: #ff9d94; --bad-soft: #3b1a18;
-    --unknown: #f0c668; --unknown-soft: #362a0e; --bar: #f08561; --bar-soft: #6d4334;
+    --unknown: #f0c668; --unknown-soft: #362a0e; --bar: #f08561; --heat: #ab4422;
   }
 }
 * { box-sizing: border-box; }
@@ -24,7 +24,10 @@ main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 56px; }
 h1, h2, p, dl, dd, ul, figure { margin: 0; padding: 0; }
 h1 { font-size: 1.65rem; line-height: 1.25; letter-spacing: -0.01em; text-wrap: balance; }
 h2 { font-size: 1.1rem; margin-bottom: 4px; }
-section { margin-top: 36px; }
+section { margin-top: 36px; scroll-margin-top: 12px; }
+nav { display: flex; flex-wrap: wrap; gap: 4px 16px; margin-top: 16px; font-size: 0.87rem; }
+nav a { color: var(--accent); text-decoration: none; }
+nav a:hover, nav a:focus-visible { text-decoration: underline; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 20px; margin-top: 12px; }
 .soft, .note, figcaption { color: var(--soft); }
 .note { font-size: 0.9rem; max-width: 100ch; }
@@ -54,7 +57,9 @@ thead th { color: var(--soft); font-size: 0.8rem; font-weight: 600; vertical-ali
 td.n, th.n { text-align: right; white-space: nowrap; }
 td:last-child, th:last-child { padding-right: 0; }
 td small { display: block; color: var(--soft); font-size: 0.82rem; white-space: normal; }
-tr.top > td.title { color: var(--bar); }
+td.title { font-weight: 600; overflow-wrap: anywhere; }
+td.title small { font-weight: 400; }
+td > span { display: block; }
 .meter { min-width: 150px; }
 .track {
   position: relative; display: block; height: 8px; border-radius: 4px; background: var(--track);
@@ -85,6 +90,11 @@ ul.checks li {
 }
 ul.checks li:last-child { border-bottom: 0; }
 ul.checks small { display: block; color: var(--soft); font-size: 0.87rem; overflow-wrap: anywhere; }
+ul.points { padding-left: 1.2em; font-size: 0.92rem; }
+ul.points li { padding: 3px 0; overflow-wrap: anywhere; }
+summary { cursor: pointer; font-size: 0.92rem; color: var(--accent); }
+details > table { margin-top: 8px; }
+.chart { display: block; width: 100%; max-width: 460px; height: auto; font-family: inherit; }
 dl.facts { display: grid; grid-template-columns: minmax(9em, max-content) 1fr; gap: 6px 20px; font-size: 0.9rem; }
 dl.facts dt { color: var(--soft); }
 dl.facts dd { overflow-wrap: anywhere; min-width: 0; }
@@ -111,6 +121,7 @@ pre {
   table.wide td::before { content: attr(data-label); color: var(--soft); text-align: left; white-space: nowrap; }
   table.wide td.title { display: block; text-align: left; font-weight: 600; padding-bottom: 4px; }
   table.wide td.title::before { content: none; }
+  table.wide td > span { min-width: 0; overflow-wrap: anywhere; }
   table.wide td.meter > span { flex: 1; max-width: 190px; }
   dl.facts { grid-template-columns: 1fr; gap: 0; }
   dl.facts dd { margin-bottom: 8px; }
@@ -120,7 +131,7 @@ pre {
 @media print {
   :root {
     color-scheme: light;
-    --page: #fff; --card: #fff; --ink: #000; --soft: #444; --line: #bbb; --track: #e6e6e6; --bar: #a33f22;
+    --page: #fff; --card: #fff; --ink: #000; --soft: #444; --line: #bbb; --track: #e6e6e6; --bar: #a33f22; --heat: #f2875b;
     --good: #0c5c30; --bad: #9a1c15; --unknown: #624500; --good-soft: #fff; --bad-soft: #fff; --unknown-soft: #fff;
   }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
@@ -130,5 +141,7 @@ pre {
   .card, figure, tr, li, .headline { break-inside: avoid; }
   h2 { break-after: avoid; }
   .pictures { grid-template-columns: repeat(6, 1fr); }
+  nav { display: none; }
+  details::details-content { content-visibility: visible; }
 }
 """

@@ -34,6 +34,8 @@ def format_summary(report: Report) -> str:
         _survival(report),
         _trust(report),
         _gate(report),
+        report["advice"],
+        [f"Incomplete: {report['status']['reason']}."] if not report["status"]["complete"] else [],
     ]
     text = "\n\n".join("\n".join(part) for part in parts if part) + "\n"
     return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)

@@ -1,13 +1,26 @@
-"""Verification: attack a deployed engine and report what happened. Replaying patches needs no torch.
+"""Verification: attack a deployed engine and report what happened. Replaying patches and asking for labels or logits
+needs no torch.
 
     report = verify(Artifact.load("runs/x"), dataset, VerifyOptions(patch_sizes=(6, 8), placements=("random", "worst")))
 
-crafts one patch per size and access and judges it at every placement. The document is plain JSON: `edgeguard.report`
-renders it, `Gate` turns it into an exit code.
+crafts a patch for each attack, size and access and judges it at every placement. The document is plain JSON:
+`edgeguard.report` renders it, `Gate` turns it into an exit code.
 """
 
+from edgeguard.verify.budget import BUDGETS, budget
 from edgeguard.verify.gate import Gate, evaluate
-from edgeguard.verify.options import ACCESSES, PLACEMENTS, Progress, VerifyOptions
+from edgeguard.verify.options import (
+    ACCESSES,
+    ATTACKS,
+    PLACEMENTS,
+    Progress,
+    VerifyOptions,
+    accesses_of,
+    allowed_attacks,
+)
 from edgeguard.verify.run import verify
 
-__all__ = ["ACCESSES", "PLACEMENTS", "Gate", "Progress", "VerifyOptions", "evaluate", "verify"]
+__all__ = [
+    "ACCESSES", "ATTACKS", "BUDGETS", "PLACEMENTS", "Gate", "Progress", "VerifyOptions", "accesses_of",
+    "allowed_attacks", "budget", "evaluate", "verify",
+]  # fmt: skip

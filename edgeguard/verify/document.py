@@ -15,13 +15,14 @@ import numpy as np
 import edgeguard
 from edgeguard import files
 from edgeguard.artifact import MANIFEST, Artifact
+from edgeguard.attacks.api import Found
 from edgeguard.data.dataset import Dataset
-from edgeguard.patch import Patch, apply_patch
+from edgeguard.patch import apply_patch
 from edgeguard.report import SCHEMA
+from edgeguard.statistics import wilson
 from edgeguard.verify.harness import Judged, Subject
 from edgeguard.verify.options import VerifyOptions
 from edgeguard.verify.propose import Proposal
-from edgeguard.verify.statistics import wilson
 
 EXAMPLES = 6
 UNTARGETED = (
@@ -38,6 +39,11 @@ def definitions(options: VerifyOptions) -> dict[str, str]:
         "ci95": "Wilson score interval, 95 %",
         "random": "one uniformly drawn place per image, the same for every patch of a size",
         "worst": f"an image is fooled when any place on a grid of stride {options.stride} fools it; exact on that grid",
+        "optimized": "the attack chose a place for each image",
+        "per-image": "a patch of its own for each image, crafted on that image; n is smaller than for universal patches",
+        "transfer": "crafted on twins, not on the engine; at 'all widths' on all of them, more often where it fails",
+        "engine": "values of the live engine, gradients of its twin (BPDA)",
+        "query": "no gradient: the engine's " + ("labels" if options.decision_only else "logits") + " only",
         "survival": "engine against its differentiable twin, paired per image: Newcombe interval of the ASR "
         "difference, McNemar's exact test; survived = the upper end is at most 2 points, or all logits are identical",
     }
@@ -103,15 +109,19 @@ def accuracy_block(subject: Subject) -> dict[str, Any]:
 
 
 def attack_row(
-    proposal: Proposal, number: int, placement: str, judged: Judged, options: VerifyOptions, seen: list[int] | None
+    proposal: Proposal, number: int | None, placement: str, judged: Judged, options: VerifyOptions, seen: list[int] | None
 ) -> dict[str, Any]:
-    """One entry of `attacks`; `twin_asr` and `survival` are filled in where there is a twin. number: of the patch."""
-    asr = judged.asr
+    """One entry of `attacks`; `twin_asr` and `survival` are filled in where there is a twin.
+
+    number: of the universal patch; None where every image has its own.
+    """
+    asr, plan = judged.asr, proposal.plan
     robust, robust_ci95 = share(int(judged.robust.sum()), len(judged.robust))
-    size = max(proposal.patch.size)
+    size = max(proposal.found.mask.shape)
     return {
-        "name": proposal.name,
-        "access": proposal.access,
+        "name": plan.name,
+        "access": plan.access,
+        "scope": "per-image" if proposal.found.per_image else "universal",
         "patch_size": size,
         "placement": placement,
         "seen": None if seen is None else size in seen,
@@ -119,10 +129,12 @@ def attack_row(
         "ci95": list(wilson(judged.successes, judged.n)),
         "robust_accuracy": robust,
         "robust_ci95": robust_ci95,
+        "robust_n": len(judged.robust),
         "n": judged.n,
         "twin_asr": None,
-        "queries": proposal.queries,
-        "source": proposal.source,
+        "queries": proposal.found.queries,
+        "steps": proposal.steps,
+        "source": plan.source,
         "target": options.target,
         "places": judged.places,
         "stride": options.stride if placement == "worst" else None,
@@ -133,7 +145,7 @@ def attack_row(
 
 def patch_block(proposal: Proposal) -> dict[str, Any]:
     """A patch with its pixels: base64 of (3, h, w) uint8 and of the (h, w) mask as 0 and 1."""
-    patch = proposal.patch
+    patch = proposal.found.patch
     return {
         "height": patch.size[0],
         "width": patch.size[1],
@@ -144,14 +156,15 @@ def patch_block(proposal: Proposal) -> dict[str, Any]:
 
 
 def examples(
-    dataset: Dataset, indices: np.ndarray[Any, Any], subject: Subject, patch: Patch, engine: Judged, twin: Judged | None
+    dataset: Dataset, indices: np.ndarray[Any, Any], subject: Subject, found: Found, engine: Judged, twin: Judged | None
 ) -> list[dict[str, Any]]:
     """The first images that count, patched, with what engine and twin say; pixels: base64 of (3, H, W) uint8.
 
     indices: (N,), of the subject's images in the data set.
     """
     chosen = np.flatnonzero(engine.eligible)[:EXAMPLES]
-    patched = apply_patch(subject.images[chosen], patch.pixels, patch.mask, engine.positions[chosen])
+    pixels = found.pixels[chosen] if found.per_image else found.pixels
+    patched = apply_patch(subject.images[chosen], pixels, found.mask, engine.positions[chosen])
 
     def named(label: int) -> dict[str, Any]:
         names = dataset.class_names

@@ -9,7 +9,11 @@
 
 A number is decided by the unfavourable end of its 95 % Wilson interval: an ASR by the upper end, an accuracy by the
 lower. A gate that lets a model through is a claim, and few images support no claim; where only the point estimate
-passes, the rule says so, and judging more images decides. What is not known, such as survival without a twin, fails.
+passes, the rule says so, and how many images would decide. What is not known, such as survival without a twin, fails,
+and so does a report that an engine's failure cut short.
+
+A baseline is an earlier report. It is met when no attack that both reports hold succeeds more often than before, and
+clean accuracy is not lower: a difference counts where its 95 % interval (Newcombe, two samples) lies beyond zero.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeguard.errors import InputError
+from edgeguard.statistics import difference
+from edgeguard.verify.advice import advise
 from edgeguard.verify.survival import SURVIVED
 
 if sys.version_info >= (3, 11):
@@ -83,25 +89,39 @@ class Gate:
             raise InputError(f"{path}: {exc}") from exc
 
 
-def evaluate(gate: Gate, report: Mapping[str, Any]) -> dict[str, Any]:
-    """Hold a report against a gate.
+def evaluate(
+    gate: Gate | None, report: Mapping[str, Any], baseline: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Hold a report against a gate, and against an earlier report.
 
     Returns: `passed`, and one entry per rule: `rule`, `limit`, `figure` (what was measured), `ci95` (or None), `passed`
     and `detail`, a sentence.
+
+    Raises:
+        InputError: the baseline holds no attack that the report holds too.
     """
+    rules = [] if gate is None else _rules(gate, report)
+    if not report["status"]["complete"]:
+        rules.append(_switch("complete", None, False, f"the report is incomplete: {report['status']['reason']}"))
+    if baseline is not None:
+        rules.append(_regressions(report, baseline))
+    return {"passed": all(rule["passed"] for rule in rules), "rules": rules}
+
+
+def _rules(gate: Gate, report: Mapping[str, Any]) -> list[dict[str, Any]]:
     rules = []
     if gate.max_asr is not None:
         worst = max(report["attacks"], key=lambda attack: float(attack["ci95"][1]))
-        rules.append(_number("max_asr", gate.max_asr, worst["asr"], worst["ci95"], _name(worst)))
+        rules.append(_number("max_asr", gate.max_asr, worst["asr"], worst["ci95"], worst["n"], _name(worst)))
     if gate.min_clean_accuracy is not None:
         clean = report["clean"]["engine"]
         limit = gate.min_clean_accuracy
-        rules.append(_number("min_clean_accuracy", limit, clean["accuracy"], clean["ci95"], "without a patch"))
+        rules.append(_number("min_clean_accuracy", limit, clean["accuracy"], clean["ci95"], clean["n"], "without a patch"))
     if gate.min_robust_accuracy is not None:
         worst = min(report["attacks"], key=lambda attack: float(attack["robust_ci95"][0]))
         limit = gate.min_robust_accuracy
         rules.append(
-            _number("min_robust_accuracy", limit, worst["robust_accuracy"], worst["robust_ci95"], _name(worst))
+            _number("min_robust_accuracy", limit, worst["robust_accuracy"], worst["robust_ci95"], worst["robust_n"], _name(worst))
         )
     if gate.require_integer:
         coverage = report["artifact"]["integer_mac_coverage"]
@@ -114,7 +134,31 @@ def evaluate(gate: Gate, report: Mapping[str, Any]) -> dict[str, Any]:
         rules.append(_switch("require_survival", verdict, verdict == SURVIVED, _survival(report)))
     if gate.require_trust:
         rules.append(_trust(report["trust"]))
-    return {"passed": all(rule["passed"] for rule in rules), "rules": rules}
+    return rules
+
+
+def _regressions(report: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether any attack, or clean accuracy, is worse than in an earlier report."""
+    keys = ("name", "access", "scope", "patch_size", "placement", "source", "target", "stride")
+    before = {tuple(row[key] for key in keys): row for row in baseline["attacks"]}
+    pairs = [(before[key], row) for row in report["attacks"] if (key := tuple(row[k] for k in keys)) in before]
+    if not pairs:
+        raise InputError("the baseline holds no attack that this report holds too; verify both with the same options")
+    worse = []
+    for old, new in pairs:
+        low, high = _difference(new["asr"], new["n"], old["asr"], old["n"])
+        if low > 0:
+            worse.append(f"{_name(new)}: ASR {old['asr']:.1%} -> {new['asr']:.1%}, difference {low:+.1%} to {high:+.1%}")
+    old, new = baseline["clean"]["engine"], report["clean"]["engine"]
+    low, high = _difference(new["accuracy"], new["n"], old["accuracy"], old["n"])
+    if high < 0:
+        worse.append(f"clean accuracy {old['accuracy']:.1%} -> {new['accuracy']:.1%}, difference {low:+.1%} to {high:+.1%}")
+    detail = "; ".join(worse) or f"none of {len(pairs)} attacks and not the clean accuracy is worse than in the baseline"
+    return _switch("no_regression", len(worse), not worse, detail)
+
+
+def _difference(new: float, new_n: int, old: float, old_n: int) -> tuple[float, float]:
+    return difference(round(new * new_n), new_n, round(old * old_n), old_n)
 
 
 def _name(attack: Mapping[str, Any]) -> str:
@@ -123,14 +167,11 @@ def _name(attack: Mapping[str, Any]) -> str:
     )
 
 
-def _number(rule: str, limit: float, figure: float, ci95: list[float], what: str) -> dict[str, Any]:
+def _number(rule: str, limit: float, figure: float, ci95: list[float], n: int, what: str) -> dict[str, Any]:
     high = rule.startswith("max_")
-    end = ci95[1] if high else ci95[0]
-    passed = end <= limit if high else end >= limit
-    detail = f"{what}: {figure:.1%}, interval {ci95[0]:.1%} to {ci95[1]:.1%}"
-    if not passed and (figure <= limit if high else figure >= limit):
-        detail += "; only the point estimate meets the limit, judge more images"
-    return {"rule": rule, "limit": limit, "figure": figure, "ci95": list(ci95), "passed": passed, "detail": detail}
+    advice = advise(round(figure * n), n, limit, maximum=high)
+    return {"rule": rule, "limit": limit, "figure": figure, "ci95": list(ci95), "passed": advice.passed,
+            "detail": f"{what}: {advice.sentence}"}  # fmt: skip
 
 
 def _switch(rule: str, figure: object, passed: bool, detail: str) -> dict[str, Any]:

@@ -79,6 +79,11 @@ class Subject:
             raise InputError(f"target {target} is none of the model's {classes} classes")
         return Subject(classify, images, labels, clean, target, batch_size)
 
+    def first(self, count: int) -> Subject:
+        """The same classifier on the first images only."""
+        images, labels, clean = self.images[:count], self.labels[:count], self.clean[:count]
+        return Subject(self.classify, images, labels, clean, self.target, self.batch_size)
+
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width of the images."""
@@ -162,7 +167,12 @@ def judge_pixels(subject: Subject, pixels: Images, mask: Flags, positions: Posit
 
 def random_places(subject: Subject, patch: Patch, seed: int) -> Positions:
     """One place per image, (N, 2). Equal seeds and sizes give equal places, so that patches are compared in pairs."""
-    return random_positions(len(subject.images), subject.shape, patch.size, np.random.default_rng([seed, *patch.size]))
+    return places_of_size(subject, patch.size, seed)
+
+
+def places_of_size(subject: Subject, size: tuple[int, int], seed: int) -> Positions:
+    """As `random_places`, for any patch of a size."""
+    return random_positions(len(subject.images), subject.shape, size, np.random.default_rng([seed, *size]))
 
 
 def judge_worst(subject: Subject, patch: Patch, stride: int, tick: Tick | None = None) -> Judged:
@@ -198,6 +208,21 @@ def judge_worst(subject: Subject, patch: Patch, stride: int, tick: Tick | None =
     if tick is not None and done < len(grid):
         tick(len(grid), len(grid))
     return Judged(eligible, fooled, robust, logits, positions, len(grid))
+
+
+def judge_everywhere(subject: Subject, patch: Patch, stride: int, tick: Tick | None = None) -> tuple[Positions, Flags]:
+    """Judge a patch at every place of a grid, without leaving out any.
+
+    Returns: the places (P, 2), and whether each of the images that count is fooled there, (P, n).
+    """
+    grid, rows = grid_positions(subject.shape, patch.size, stride), np.flatnonzero(subject.eligible)
+    fooled = np.zeros((len(grid), len(rows)), bool)
+    for number, place in enumerate(grid):
+        (logits,) = _at_places(subject, patch, rows, place[None])
+        fooled[number] = subject.fooled(logits, rows)
+        if tick is not None:
+            tick(number + 1, len(grid))
+    return grid, fooled
 
 
 def _at_places(subject: Subject, patch: Patch, indices: NDArray[np.int64], places: Positions) -> NDArray[np.float32]:

@@ -8,8 +8,12 @@ from pathlib import Path
 
 from edgeguard.errors import InputError
 
-ACCESSES = ("replay", "transfer", "engine")
+GRADIENT_ACCESSES = ("transfer", "engine")
+ACCESSES = ("replay", *GRADIENT_ACCESSES, "query")
 PLACEMENTS = ("random", "worst")
+GRADIENT_ATTACKS = ("a-qapa", "a-qapa-per-image", "gap", "lavan")
+QUERY_ATTACKS = ("patch-rs", "patch-rs-per-image")
+ATTACKS = (*GRADIENT_ATTACKS, *QUERY_ATTACKS)
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage, what is done and the total."""
@@ -19,12 +23,17 @@ Progress = Callable[[str, int, int], None]
 class VerifyOptions:
     """How `verify` attacks an engine.
 
-    accesses: what the attacker has: `replay` given patches, `transfer` twins, `engine` the live engine and its twin.
+    attacks: names in `ATTACKS`. accesses: what the attacker has: `replay` given patches, `transfer` twins, `engine` the
+    live engine and its twin's gradient, `query` the live engine's outputs. Every attack is tried at every access it can use.
     patch_sizes: side lengths in pixels of the patches to craft.
-    placements: `random` (one seeded place per image), `worst` (every place on a grid; exact for that grid).
+    placements: of universal patches: `random` (one seeded place per image), `worst` (every place on a grid; exact for
+    that grid). Attacks per image choose their places themselves.
     stride: of the grid, in pixels; 1 tries every place there is.
     steps, restarts, attack_batch, loss, target: of the crafting; see `edgeguard.attacks.aqapa.AQAPA`.
     limit: images judged at most; None takes all that are there. craft_limit: images crafted on at most.
+    per_image_limit: of the judged images, how many get patches of their own.
+    queries: images that the engine is shown for each image's own patch. universal_queries: for a universal patch.
+    decision_only: query attacks see labels instead of logits.
     batch_size: the batch at which the engine is deployed, and at which it is judged.
     replay: patch files. surrogates: artifacts whose twins the transferred patches are crafted on, besides the
     artifact's own. runtime, threads: passed to `open_engine`.
@@ -33,7 +42,8 @@ class VerifyOptions:
         InputError: when an option is out of range or options contradict each other.
     """
 
-    accesses: tuple[str, ...] = ("transfer", "engine")
+    attacks: tuple[str, ...] = ("a-qapa",)
+    accesses: tuple[str, ...] = GRADIENT_ACCESSES
     patch_sizes: tuple[int, ...] = (6,)
     placements: tuple[str, ...] = ("random",)
     stride: int = 4
@@ -44,6 +54,10 @@ class VerifyOptions:
     target: int | None = None
     limit: int | None = 1000
     craft_limit: int = 2000
+    per_image_limit: int = 200
+    queries: int = 1000
+    universal_queries: int = 50_000
+    decision_only: bool = False
     seed: int = 0
     batch_size: int = 50
     replay: tuple[Path, ...] = ()
@@ -54,10 +68,15 @@ class VerifyOptions:
     def __post_init__(self) -> None:
         _subset("access", self.accesses, ACCESSES)
         _subset("placement", self.placements, PLACEMENTS)
+        if self.crafts:
+            _subset("attack", self.attacks, ATTACKS)
+            self._check_accesses()
         positive = {
             "patch size": min(self.patch_sizes, default=0), "stride": self.stride, "steps": self.steps,
             "restarts": self.restarts, "attack batch": self.attack_batch, "batch size": self.batch_size,
             "limit": 1 if self.limit is None else self.limit, "craft limit": self.craft_limit,
+            "limit of images with patches of their own": self.per_image_limit, "number of queries": self.queries,
+            "number of queries of a universal patch": self.universal_queries,
         }  # fmt: skip
         if not self.crafts:
             del positive["patch size"]
@@ -75,10 +94,43 @@ class VerifyOptions:
         if self.surrogates and "transfer" not in self.accesses:
             raise InputError("surrogates are for the access 'transfer'; add it or leave them out")
 
+    def _check_accesses(self) -> None:
+        gradients, queries = set(self.attacks) & set(GRADIENT_ATTACKS), set(self.attacks) & set(QUERY_ATTACKS)
+        given = set(self.accesses)
+        if queries and "query" not in given:
+            raise InputError(f"{min(queries)} attacks through queries; add the access 'query'")
+        if gradients and not given & set(GRADIENT_ACCESSES):
+            raise InputError(f"{min(gradients)} needs gradients; add the access 'transfer' or 'engine'")
+        if "query" in given and not queries:
+            raise InputError(f"the access 'query' is for the attacks {' and '.join(QUERY_ATTACKS)}; add one of them")
+        if given & set(GRADIENT_ACCESSES) and not gradients:
+            raise InputError(f"the accesses transfer and engine are for {', '.join(GRADIENT_ATTACKS)}; add one of them")
+
     @property
     def crafts(self) -> bool:
-        """Whether patches have to be crafted, which needs torch and images to craft on."""
+        """Whether patches have to be crafted, which needs images to craft on."""
         return bool(set(self.accesses) - {"replay"})
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether patches are crafted with gradients, which needs torch."""
+        return bool(set(self.accesses) & set(GRADIENT_ACCESSES))
+
+    @property
+    def universal(self) -> bool:
+        """Whether a universal patch is crafted, which needs other images than those that are judged."""
+        return self.crafts and any(not name.endswith("-per-image") and name != "lavan" for name in self.attacks)
+
+
+def accesses_of(attacks: tuple[str, ...]) -> tuple[str, ...]:
+    """All accesses that the attacks can use."""
+    gradients = GRADIENT_ACCESSES if set(attacks) & set(GRADIENT_ATTACKS) else ()
+    return (*gradients, *(("query",) if set(attacks) & set(QUERY_ATTACKS) else ()))
+
+
+def allowed_attacks(attacks: tuple[str, ...], accesses: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the attacks that can use one of the accesses."""
+    return tuple(name for name in attacks if set(accesses_of((name,))) & set(accesses))
 
 
 def _subset(what: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:

@@ -17,7 +17,7 @@ from edgeguard.patch import check_fits
 from edgeguard.verify.options import VerifyOptions
 
 if TYPE_CHECKING:
-    from edgeguard.attacks.api import Differentiable
+    from edgeguard.targets.twin import Twin
 
 
 BLOCK = 256
@@ -72,7 +72,7 @@ def split_images(dataset: Dataset, craft_data: Dataset | None, options: VerifyOp
     """
     rng = np.random.default_rng(options.seed)
     order = rng.permutation(len(dataset)).astype(np.int64)
-    if not options.crafts:
+    if not options.universal:
         return Split(dataset, order[: options.limit], dataset, order[:0])
     if craft_data is None or craft_data.sha256 == dataset.sha256:
         judged = order[: min(options.limit or len(dataset), len(dataset) // 2)]
@@ -96,9 +96,9 @@ def _digests(dataset: Dataset, indices: NDArray[np.int64]) -> list[bytes]:
     return [hashlib.sha256(image.tobytes()).digest() for part in parts for image in dataset.images(part)]
 
 
-def build_twins(artifact: Artifact, surrogates: list[Artifact], options: VerifyOptions) -> dict[str, Differentiable]:
+def build_twins(artifact: Artifact, surrogates: list[Artifact], options: VerifyOptions) -> dict[str, Twin]:
     """The twins by the name of their width, the artifact's own first; none without torch when nothing is crafted."""
-    if options.crafts:
+    if options.differentiates:
         require("torch", "train")
     elif importlib.util.find_spec("torch") is None:
         return {}
@@ -107,7 +107,7 @@ def build_twins(artifact: Artifact, surrogates: list[Artifact], options: VerifyO
     return {one.width: Twin(one.graph()).eval().requires_grad_(False) for one in (artifact, *surrogates)}
 
 
-def classifier(twin: Differentiable) -> Any:
+def classifier(twin: Twin) -> Any:
     """A twin as the harness asks it."""
     import torch
 

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeguard.artifact import Artifact
+from edgeguard import files
+from edgeguard.artifact import MANIFEST, Artifact
+from edgeguard.attacks.api import Found
 from edgeguard.data.dataset import Dataset
+from edgeguard.errors import EngineError
 from edgeguard.graph import Dequantize
-from edgeguard.targets import open_engine
+from edgeguard.patch import apply_patch
+from edgeguard.targets import Engine, open_engine
 from edgeguard.targets.differences import logit_steps
-from edgeguard.verify import document, trust
+from edgeguard.verify import breakdown, document, estimate, trust
+from edgeguard.verify.divergence import divergence
 from edgeguard.verify.gate import Gate, evaluate
-from edgeguard.verify.harness import Judged, Subject, judge_at, judge_worst, random_places
+from edgeguard.verify.harness import Subject, random_places
+from edgeguard.verify.judge import Court, Findings
 from edgeguard.verify.options import Progress, VerifyOptions
 from edgeguard.verify.prepare import Split, build_twins, check_data, classifier, load_surrogates, split_images
-from edgeguard.verify.propose import Proposal, Workshop, crafted, noise, replayed
-from edgeguard.verify.survival import survival
+from edgeguard.verify.propose import Plan, Proposal, Workshop, plans, replayed
+from edgeguard.verify.stages import Store
 
 if TYPE_CHECKING:
-    from edgeguard.attacks.api import Differentiable
+    from edgeguard.targets.twin import Twin
 
-
-@dataclass(eq=False)
-class _Findings:
-    """What accumulates while patches are judged; the lists run in parallel with `rows`."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    proposals: list[Proposal] = field(default_factory=list)
-    engine: list[Judged] = field(default_factory=list)
-    twin: list[Judged | None] = field(default_factory=list)
-    patches: list[dict[str, Any]] = field(default_factory=list)
+DIVERGENCE_IMAGES = 32
 
 
 def verify(
@@ -43,43 +41,53 @@ def verify(
     *,
     craft_data: Dataset | None = None,
     gate: Gate | None = None,
+    baseline: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
     command: Sequence[str] = (),
+    stages: Path | None = None,
 ) -> dict[str, Any]:
     """Attack the engine of an artifact.
 
     Args:
         dataset: images to judge on, at most `options.limit` of them, drawn with the seed.
-        craft_data: images to craft on, such as the training split. Without it `dataset` is split: at most half of it is
-            judged, and patches are crafted on images that are not judged.
-        gate: rules to hold the report against.
+        craft_data: images to craft universal patches on, such as the training split. Without it `dataset` is split: at
+            most half of it is judged, and patches are crafted on images that are not judged.
+        gate: rules to hold the report against. baseline: an earlier report that this one must not fall behind.
+        announce: told the estimated time before the first attack.
         command: what the user typed, for the record.
+        stages: folder for what is finished; a second call with the same arguments goes on from there.
 
-    Returns: the document of schema `edgeguard.report/1`; equal arguments on one machine give equal documents.
+    Returns: the document of schema `edgeguard.report/1`; apart from `timing`, equal arguments on one machine give equal
+    documents. When the engine fails after the first attack, `status` says so and the rest is left out.
 
     Raises:
         InputError: data, patches or options that do not fit the artifact, or no image that counts.
-        EngineError: the engine fails or answers with something other than finite logits.
+        EngineError: the engine fails before there is any result.
         MissingDependency: crafting without torch, or the artifact's runtime is missing.
     """
+    begin = time.perf_counter()
     surrogates = load_surrogates(artifact, options)
     check_data(artifact, dataset, craft_data, options)
-    replays = replayed(options.replay, dataset.image_shape[1:]) if options.replay else []
+    given = replayed(options.replay, dataset.image_shape[1:]) if options.replay else []
     split = split_images(dataset, craft_data, options)
     twins = build_twins(artifact, surrogates, options)
-    images, labels = dataset.images(split.judged), dataset.labels[split.judged]
+    store = Store(stages, [document.options_block(options), [files.sha256(one.path / MANIFEST) for one in (artifact, *surrogates)],
+                           _data_block(split, options)])  # fmt: skip
     with open_engine(artifact, options.runtime, options.threads) as engine:
-        subject = Subject.of(engine, images, labels, options.target, options.batch_size)
-        simulation = None
-        if twins:
-            simulation = Subject.of(
-                classifier(twins[artifact.width]), images, labels, options.target, options.batch_size
-            )
-        proposals = _proposals(artifact, split, options, replays, twins, subject, progress)
-        findings = _judge(proposals, subject, simulation, options, document.seen_sizes(artifact), progress)
-        checks = _trust(subject, twins.get(artifact.width), findings, options, progress)
+        subject, simulation, rates = _subjects(engine, twins.get(artifact.width), split, options)
+        todo = [*given, *plans(options, list(twins) or [artifact.width])]
+        if announce is not None:
+            announce(estimate.sentence(todo, estimate.seconds(todo, options, subject, *rates)))
+        court = Court(subject, simulation, options, document.seen_sizes(artifact), store, progress)
+        findings = _attack(todo, court, _workshop(artifact, split, twins, subject), options)
+        twin = twins.get(artifact.width)
+        checks = _measured(findings, "the trust checks", lambda: trust.run_all(subject, twin, findings, options, progress))
+        places = _measured(findings, "the heat map", lambda: breakdown.heat_map(findings, subject, progress))
+        apart = _measured(findings, "the comparison of layers", lambda: _divergence(artifact, engine, twin, subject, findings))
         report = {
             **document.header(),
+            "status": {"complete": findings.reason is None, "reason": findings.reason},
             "artifact": document.artifact_block(artifact),
             "environment": document.environment(engine.describe(), options, command),
             "data": _data_block(split, options),
@@ -87,114 +95,76 @@ def verify(
             "definitions": document.definitions(options),
             "clean": _clean(subject, simulation, artifact),
             "attacks": findings.rows,
-            "aggregated": _aggregated(findings),
+            "aggregated": breakdown.aggregated(findings.rows),
+            "seen_unseen": breakdown.seen_unseen(findings.rows, document.seen_sizes(artifact), _widths(artifact)),
             "survival": _headline_survival(findings),
-            "trust": checks,
+            "trust": checks if checks is not None else trust.not_run(str(findings.reason)),
+            "heat_map": places,
+            "divergence": apart,
+            "advice": [],
             "gate": None,
             "patches": findings.patches,
             "examples": _examples(split, subject, findings),
         }
-    if gate is not None:
-        report["gate"] = evaluate(gate, report)
+    if gate is not None or baseline is not None:
+        report["gate"] = evaluate(gate, report, baseline)
+    report["advice"] = breakdown.advice(report)
+    report["timing"] = {"attacks": findings.seconds, "total": time.perf_counter() - begin}
     return report
 
 
-def _proposals(
-    artifact: Artifact, split: Split, options: VerifyOptions, replays: list[Proposal],
-    twins: Mapping[str, Differentiable], subject: Subject, progress: Progress | None,
-) -> list[Proposal]:  # fmt: skip
-    if not options.crafts:
-        return replays
+def _subjects(
+    engine: Engine, twin: Twin | None, split: Split, options: VerifyOptions
+) -> tuple[Subject, Subject | None, tuple[float, float]]:
+    """Engine and twin on the judged images, and how many images a second each classified."""
+    images, labels = split.judged_of.images(split.judged), split.judged_of.labels[split.judged]
+    found: list[Subject] = []
+    rates: list[float] = []
+    for classify in (engine, *([] if twin is None else [classifier(twin)])):
+        begin = time.perf_counter()
+        found.append(Subject.of(classify, images, labels, options.target, options.batch_size))
+        rates.append(len(images) / max(time.perf_counter() - begin, 1e-6))
+    return found[0], found[1] if len(found) > 1 else None, (rates[0], rates[1] if len(rates) > 1 else 0.0)
+
+
+def _workshop(artifact: Artifact, split: Split, twins: Mapping[str, Twin], subject: Subject) -> Workshop:
     labels = split.crafted_of.labels[split.crafted]
-    images = split.crafted_of.images(split.crafted)
-    workshop = Workshop(subject.classify, artifact.width, twins, images, labels)
-    baseline = [noise(size, options.seed) for size in options.patch_sizes]
-    return [*replays, *baseline, *crafted(workshop, options, progress)]
+    return Workshop(subject, artifact.width, twins, split.crafted_of.images(split.crafted), labels)
 
 
-def _judge(
-    proposals: list[Proposal], subject: Subject, simulation: Subject | None, options: VerifyOptions,
-    seen: list[int] | None, progress: Progress | None,
-) -> _Findings:  # fmt: skip
-    """Judge every patch at every placement, on the engine and, where there is one, on its twin."""
-    findings = _Findings()
-    same_clean = simulation is not None and np.array_equal(subject.clean, simulation.clean)
-    for number, proposal in enumerate(proposals):
-        findings.patches.append(document.patch_block(proposal))
-        for placement in options.placements:
-            judged = _place(subject, proposal, placement, options, "engine", progress)
-            row = document.attack_row(proposal, number, placement, judged, options, seen)
-            twin = None
-            if simulation is not None:
-                twin = _place(simulation, proposal, placement, options, "twin", progress)
-                same = np.array_equal(judged.logits, twin.logits) and np.array_equal(judged.positions, twin.positions)
-                row["twin_asr"] = twin.asr
-                row["survival"] = survival(judged, twin, same_clean and same)
-            findings.rows.append(row)
-            findings.proposals.append(proposal)
-            findings.engine.append(judged)
-            findings.twin.append(twin)
+def _attack(todo: Sequence[Plan], court: Court, workshop: Workshop, options: VerifyOptions) -> Findings:
+    """Craft and judge one patch after the other; what an engine that fails has answered until then is kept."""
+    findings = Findings()
+    for plan in todo:
+        try:
+            court.judge(_propose(plan, court, workshop, options), findings)
+        except EngineError as exc:
+            if not findings.rows:
+                raise
+            findings.reason = f"the engine failed at {plan}: {exc}"
+            break
     return findings
 
 
-def _place(
-    subject: Subject, proposal: Proposal, placement: str, options: VerifyOptions, who: str, progress: Progress | None
-) -> Judged:
-    size = max(proposal.patch.size)
-    stage = f"judging {proposal.name} {size}x{size}, {placement} placement, {who}"
-
-    def tick(done: int, total: int) -> None:
-        if progress is not None:
-            progress(stage, done, total)
-
-    if placement == "worst":
-        return judge_worst(subject, proposal.patch, options.stride, tick)
-    judged = judge_at(subject, proposal.patch, random_places(subject, proposal.patch, options.seed))
-    tick(1, 1)
-    return judged
+def _measured(findings: Findings, what: str, compute: Callable[[], Any]) -> Any:
+    """A value, or None where the engine has failed or fails now."""
+    if findings.reason is not None:
+        return None
+    try:
+        return compute()
+    except EngineError as exc:
+        findings.reason = f"the engine failed at {what}: {exc}"
+        return None
 
 
-def _trust(
-    subject: Subject,
-    twin: Differentiable | None,
-    findings: _Findings,
-    options: VerifyOptions,
-    progress: Progress | None,
-) -> list[dict[str, Any]]:
-    """Every trust check, in the order of the report."""
-    model: Differentiable | None = None
-    if twin is not None:
-        from edgeguard.attacks.bpda import BPDA
-
-        model = BPDA(subject.classify, twin)
-    checks: list[Callable[[], dict[str, Any]]] = [
-        lambda: _white_box_strongest(findings, options),
-        lambda: trust.gradients_alive(twin, subject, options.loss),
-        lambda: trust.large_patch_wins(model, subject, options.seed),
-        lambda: trust.deterministic(subject),
-        lambda: trust.batch_one_agrees(subject),
-    ]
-    outcomes = []
-    for number, check in enumerate(checks):
-        outcomes.append(check())
-        if progress is not None:
-            progress("trust checks", number + 1, len(checks))
-    return outcomes
-
-
-def _white_box_strongest(findings: _Findings, options: VerifyOptions) -> dict[str, Any]:
-    """The check for every crafted size, at the first placement; the first failure, else the last outcome."""
-    placement = options.placements[0]
-    outcome = trust.white_box_strongest([], [])
-    for size in options.patch_sizes if options.crafts else ():
-        sides: dict[bool, list[tuple[str, Judged]]] = {True: [], False: []}
-        for row, proposal, judged in zip(findings.rows, findings.proposals, findings.engine, strict=True):
-            if proposal.patch.size == (size, size) and row["placement"] == placement:
-                sides[proposal.white_box].append((f"{proposal.name} ({proposal.access})", judged))
-        outcome = trust.white_box_strongest(sides[True], sides[False])
-        if outcome["passed"] is False:
-            break
-    return outcome
+def _propose(plan: Plan, court: Court, workshop: Workshop, options: VerifyOptions) -> Proposal:
+    if plan.given is not None:
+        return Proposal(plan, Found(plan.given.pixels, plan.given.mask))
+    found, seconds = court.store.found(
+        plan.stage(), lambda checkpoint: workshop.craft(plan, options, checkpoint, court.progress)
+    )
+    steps = getattr(workshop.attack(plan, options), "steps", None)
+    return Proposal(plan, found, seconds, workshop.subset(plan, options), steps)
 
 
 def _clean(subject: Subject, simulation: Subject | None, artifact: Artifact) -> dict[str, Any]:
@@ -215,38 +185,34 @@ def _clean(subject: Subject, simulation: Subject | None, artifact: Artifact) -> 
     }
 
 
-def _aggregated(findings: _Findings) -> list[dict[str, Any]]:
-    """The strongest transferred patch of each size and placement: the maximum of the ASR over surrogates."""
-    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
-    for row in findings.rows:
-        if row["access"] == "transfer":
-            groups.setdefault((row["patch_size"], row["placement"]), []).append(row)
-    found = []
-    for (size, placement), rows in groups.items():
-        best = max(rows, key=lambda row: float(row["asr"]))
-        entry = {key: best[key] for key in ("asr", "ci95", "n", "source")}
-        found.append(
-            {"patch_size": size, "placement": placement, **entry, "surrogates": [row["source"] for row in rows]}
-        )
-    return found
+def _widths(artifact: Artifact) -> list[str] | None:
+    widths = artifact.manifest["source"].get("widths")
+    return [str(width) for width in widths] if isinstance(widths, list) else None
 
 
-def _strongest(findings: _Findings) -> int:
-    """Index of the attack with the highest ASR on the engine; the first of equals."""
-    return max(range(len(findings.rows)), key=lambda index: float(findings.rows[index]["asr"]))
-
-
-def _headline_survival(findings: _Findings) -> dict[str, Any] | None:
+def _headline_survival(findings: Findings) -> dict[str, Any] | None:
     """Survival under the attack that is strongest on the engine."""
-    index = _strongest(findings)
-    found: dict[str, Any] | None = findings.rows[index]["survival"]
-    return None if found is None else {**found, "attack": index}
+    found: dict[str, Any] | None = findings.rows[findings.strongest]["survival"]
+    return None if found is None else {**found, "attack": findings.strongest}
 
 
-def _examples(split: Split, subject: Subject, findings: _Findings) -> dict[str, Any]:
-    index = _strongest(findings)
-    patch, engine, twin = findings.proposals[index].patch, findings.engine[index], findings.twin[index]
-    images = document.examples(split.judged_of, split.judged, subject, patch, engine, twin)
+def _divergence(
+    artifact: Artifact, engine: Engine, twin: Twin | None, subject: Subject, findings: Findings
+) -> dict[str, Any] | None:
+    """Where engine and twin part, on clean images and under the strongest universal patch."""
+    proposal = findings.strongest_universal()
+    if twin is None or proposal is None:
+        return None
+    patch, images = proposal.found.patch, subject.images[:DIVERGENCE_IMAGES]
+    places = random_places(subject, patch, 0)[: len(images)]
+    patched = apply_patch(images, patch.pixels, patch.mask, places)
+    return divergence(artifact, engine.name, twin, images, patched)
+
+
+def _examples(split: Split, subject: Subject, findings: Findings) -> dict[str, Any]:
+    index = findings.strongest
+    found, engine, twin = findings.proposals[index].found, findings.engine[index], findings.twin[index]
+    images = document.examples(split.judged_of, split.judged, subject, found, engine, twin)
     return {"attack": index, "images": images}
 
 
@@ -255,6 +221,6 @@ def _data_block(split: Split, options: VerifyOptions) -> dict[str, Any]:
         return {"name": data.name, "sha256": data.sha256, "n": n, "of": len(data)}
 
     crafting = None
-    if options.crafts:
+    if options.universal:
         crafting = {**described(split.crafted_of, len(split.crafted)), "disjoint": True}
     return {**described(split.judged_of, len(split.judged)), "crafting": crafting}

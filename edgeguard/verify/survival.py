@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from edgeguard.errors import InputError
+from edgeguard.statistics import mcnemar, paired_difference
 from edgeguard.verify.harness import Judged
-from edgeguard.verify.statistics import mcnemar, paired_difference
 
 MARGIN = 0.02
 SURVIVED, LOST, UNDECIDED = "survived", "did not survive", "undecided"

@@ -9,7 +9,7 @@ import pytest
 import edgeguard
 from edgeguard.files import sha256
 
-FAST = ["--steps", "5", "--limit", "40", "--patch-size", "4"]
+FAST = ["--budget", "quick", "--steps", "5", "--limit", "40", "--patch-size", "4"]
 
 
 def fails(done, code, *words):
@@ -116,7 +116,7 @@ def test_default_output_folders_count_up(program, workspace, tmp_path):
 
 
 def test_options_from_a_file(program, tmp_path):
-    (tmp_path / "v.toml").write_text('steps = 3\nlimit = 30\npatch-size = "3"\naccess = "engine"\n')
+    (tmp_path / "v.toml").write_text('budget = "quick"\nsteps = 3\nlimit = 30\npatch-size = "3"\naccess = "engine"\n')
     done = program("verify", "a8", "--config", tmp_path / "v.toml", "--limit", "20", "--out", tmp_path / "r", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

@@ -6,22 +6,24 @@ from typing import Any
 import pytest
 
 from edgeguard.errors import InputError
+from edgeguard.statistics import wilson
 from edgeguard.verify.gate import Gate, evaluate
 
 
-def attack(asr: float, half: float, robust: float, **changes: Any) -> dict[str, Any]:
+def attack(asr: float, robust: float, n: int = 1000, **changes: Any) -> dict[str, Any]:
     return {
-        "name": "aqapa", "access": "engine", "patch_size": 6, "placement": "random", "asr": asr,
-        "ci95": [asr - half, asr + half], "robust_accuracy": robust, "robust_ci95": [robust - half, robust + half],
-        **changes,
+        "name": "aqapa", "access": "engine", "scope": "universal", "source": "4", "target": None, "stride": None,
+        "patch_size": 6, "placement": "random", "asr": asr, "n": n, "ci95": list(wilson(round(asr * n), n)),
+        "robust_accuracy": robust, "robust_n": n, "robust_ci95": list(wilson(round(robust * n), n)), **changes,
     }  # fmt: skip
 
 
 def report(**changes: Any) -> dict[str, Any]:
     return {
+        "status": {"complete": True, "reason": None},
         "artifact": {"integer_mac_coverage": 1.0},
-        "clean": {"engine": {"accuracy": 0.9, "n": 100, "ci95": [0.85, 0.94]}},
-        "attacks": [attack(0.2, 0.05, 0.7), attack(0.3, 0.05, 0.6, placement="worst")],
+        "clean": {"engine": {"accuracy": 0.9, "n": 1000, "ci95": list(wilson(900, 1000))}},
+        "attacks": [attack(0.2, 0.7), attack(0.3, 0.6, placement="worst")],
         "survival": {"verdict": "survived", "delta_asr": 0.0, "ci95": [-0.01, 0.01]},
         "trust": [{"check": "deterministic", "passed": True, "detail": ""}],
         **changes,
@@ -31,13 +33,13 @@ def report(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("rules", "passed"),
     [
-        ({"max_asr": 0.35}, True),
-        ({"max_asr": 0.34}, False),
+        ({"max_asr": 0.33}, True),
+        ({"max_asr": 0.32}, False),
         ({"max_asr": 0.25}, False),
-        ({"min_clean_accuracy": 0.85}, True),
-        ({"min_clean_accuracy": 0.86}, False),
-        ({"min_robust_accuracy": 0.54}, True),
-        ({"min_robust_accuracy": 0.56}, False),
+        ({"min_clean_accuracy": 0.87}, True),
+        ({"min_clean_accuracy": 0.89}, False),
+        ({"min_robust_accuracy": 0.56}, True),
+        ({"min_robust_accuracy": 0.58}, False),
         ({"require_integer": True}, True),
         ({"require_survival": True}, True),
         ({"require_trust": True}, True),
@@ -54,15 +56,38 @@ def test_the_strongest_attack_decides_and_is_named() -> None:
     (rule,) = evaluate(Gate(max_asr=0.1), report())["rules"]
     assert rule["figure"] == 0.3
     assert "worst placement" in rule["detail"]
-    assert rule["ci95"] == pytest.approx([0.25, 0.35])
+    assert rule["ci95"] == pytest.approx(wilson(300, 1000))
 
 
 def test_says_when_only_the_point_estimate_passes() -> None:
     (rule,) = evaluate(Gate(max_asr=0.32), report())["rules"]
     assert not rule["passed"]
-    assert "judge more images" in rule["detail"]
+    assert "would let it pass" in rule["detail"]
     (rule,) = evaluate(Gate(max_asr=0.25), report())["rules"]
-    assert "judge more images" not in rule["detail"]
+    assert "would let it pass" not in rule["detail"]
+
+
+def test_an_incomplete_report_passes_no_gate() -> None:
+    found = evaluate(Gate(max_asr=0.9), report(status={"complete": False, "reason": "the engine failed"}))
+    assert not found["passed"]
+    assert "the engine failed" in found["rules"][-1]["detail"]
+
+
+def test_a_baseline_refuses_regressions() -> None:
+    same = evaluate(None, report(), report())
+    assert same["passed"]
+    assert "none of 2 attacks" in same["rules"][0]["detail"]
+    better = [attack(0.1, 0.8), attack(0.3, 0.6, placement="worst")]
+    found = evaluate(None, report(), report(attacks=better))
+    assert not found["passed"]
+    assert "ASR 10.0% -> 20.0%, difference +6.9% to +13.1%" in found["rules"][0]["detail"]
+    assert "worst" not in found["rules"][0]["detail"]
+    hardly = [attack(0.19, 0.8), attack(0.29, 0.6, placement="worst")]
+    assert evaluate(None, report(), report(attacks=hardly))["passed"]
+    clean = {"engine": {"accuracy": 0.95, "n": 1000, "ci95": list(wilson(950, 1000))}}
+    assert "clean accuracy 95.0% -> 90.0%" in evaluate(None, report(), report(clean=clean))["rules"][0]["detail"]
+    with pytest.raises(InputError, match="baseline holds no attack"):
+        evaluate(None, report(), report(attacks=[attack(0.1, 0.8, patch_size=9)]))
 
 
 def test_what_is_not_known_does_not_pass() -> None:

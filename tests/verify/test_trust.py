@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from edgeguard.attacks.bpda import BPDA
 from edgeguard.verify import trust
 from edgeguard.verify.harness import Judged, Subject
+from edgeguard.verify.judge import Findings
+from edgeguard.verify.options import VerifyOptions
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
 WEIGHT = torch.randn(192, 3, generator=torch.Generator().manual_seed(0)) / 300
@@ -81,3 +83,45 @@ def test_white_box_strongest_needs_both_sides() -> None:
     assert found["passed"] is None
     assert "white-box" in found["detail"]
     assert trust.white_box_strongest([("white", judged(1))], [])["passed"] is None
+
+
+class Hidden:
+    """Two layers; `noise` is added to the activations between them, `scale` multiplies the logits."""
+
+    def __init__(self, noise: float = 0.0, scale: float = 1.0) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.first = torch.randn(192, 32, generator=generator) / 300
+        self.second = torch.randn(32, 3, generator=generator)
+        self.noise, self.scale = noise, scale
+
+    def twin(self, images: torch.Tensor) -> torch.Tensor:
+        return (images.flatten(1) @ self.first).relu() @ self.second * self.scale
+
+    def engine(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.no_grad():
+            hidden = (torch.from_numpy(images).float().flatten(1) @ self.first).relu()
+            hidden = hidden + self.noise * torch.randn(hidden.shape)
+            return (hidden.double() @ self.second.double() * self.scale).float().numpy()
+
+    def checks(self) -> dict[str, bool | None]:
+        labels = self.engine(IMAGES).argmax(1)
+        subject = Subject.of(self.engine, IMAGES, labels, batch_size=8)
+        found = trust.run_all(subject, self.twin, Findings(), VerifyOptions(), None)
+        return {check["check"]: check["passed"] for check in found}
+
+
+def test_planted_gradient_masking_is_caught_and_an_honest_model_is_not() -> None:
+    honest = Hidden().checks()
+    assert list(honest) == list(trust.NAMES)
+    assert False not in honest.values()
+    saturated = Hidden(scale=1e4).checks()
+    assert saturated["softmax_unsaturated"] is False
+    assert saturated["large_patch_wins"], "our own losses do not depend on the logits' scale"
+    noisy = Hidden(noise=0.5).checks()
+    assert noisy["deterministic"] is False
+
+
+def test_nothing_is_checked_on_an_engine_that_failed() -> None:
+    found = trust.not_run("it died")
+    assert [check["check"] for check in found] == list(trust.NAMES)
+    assert all(check["passed"] is None and "it died" in check["detail"] for check in found)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from edgeguard.errors import InputError
-from edgeguard.verify.statistics import mcnemar, paired_difference, wilson
+from edgeguard.statistics import difference, mcnemar, paired_difference, wilson
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,11 @@ def test_paired_difference_at_its_limits() -> None:
     for table in ((0, 0, 0, 0), (-1, 1, 1, 1)):
         with pytest.raises(InputError):
             paired_difference(*table)
+
+
+def test_the_difference_of_independent_shares() -> None:
+    # Newcombe 1998, Statistics in Medicine 17:873, table II, (a) and (g), method 10.
+    assert difference(56, 70, 48, 80) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert difference(10, 10, 0, 20) == pytest.approx((0.6791, 1.0), abs=5e-5)
+    low, high = difference(48, 80, 56, 70)
+    assert (-high, -low) == pytest.approx(difference(56, 70, 48, 80))

@@ -91,3 +91,17 @@ def _phi(both: int, only_first: int, only_second: int, neither: int) -> float:
     if numerator > 0:
         numerator = max(0.0, numerator - n / 2)
     return numerator / math.sqrt(margins)
+
+
+def difference(first: int, first_n: int, second: int, second_n: int) -> tuple[float, float]:
+    """95 % interval of the first share minus the second, measured on independent images.
+
+    Wilson intervals of both shares, combined by the square-and-add rule.
+    Source: Newcombe 1998, Statistics in Medicine 17:873, method 10.
+    """
+    low1, high1 = wilson(first, first_n)
+    low2, high2 = wilson(second, second_n)
+    share1, share2 = first / first_n, second / second_n
+    delta = share1 - share2
+    down, up = math.hypot(share1 - low1, high2 - share2), math.hypot(high1 - share1, share2 - low2)
+    return max(-1.0, delta - down), min(1.0, delta + up)

@@ -1,0 +1,27 @@
+"""Which labelled images a command judges an artifact on: what `verify` and `certify` share."""
+
+from __future__ import annotations
+
+from edgeguard.artifact import Artifact
+from edgeguard.data import Dataset, has_splits, load_dataset, load_splits
+from edgeguard.errors import InputError
+
+
+def judged_data(artifact: Artifact, spec: str | None, crafts: bool) -> tuple[Dataset, Dataset | None]:
+    """Images to judge, and other images to craft on where there are any and `crafts` says that they are needed.
+
+    Without `spec`, the test images of what the model was trained on, split as its training split it.
+
+    Raises:
+        InputError: no spec, and an artifact that does not say what it was trained on; or data that cannot be read.
+    """
+    source = artifact.manifest["source"]
+    trained_on = source.get("data", {}).get("spec")
+    wanted = spec or trained_on
+    if not isinstance(wanted, str):
+        raise InputError(f"{artifact.path} does not say what it was trained on; name labelled images with --data")
+    size = artifact.manifest["input_shape"][1] if wanted.startswith(("digits", "imagefolder")) else None
+    if spec is None or has_splits(wanted):
+        train, test = load_splits(wanted, size, seed=source.get("seed", 0))
+        return test, train if crafts else None
+    return load_dataset(wanted, "test", size), None
