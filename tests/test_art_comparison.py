@@ -55,13 +55,14 @@ def test_prepared_net_is_the_published_one(script: ModuleType) -> None:
 
 
 def test_table_takes_medians_and_joins_seeds(script: ModuleType) -> None:
-    def row(attack: str, seed: int, successes: int, rate: float) -> dict[str, object]:
+    def row(attack: str, seed: int, successes: int, rate: float, cpu: int = 2) -> dict[str, object]:
         return {"attack": attack, "size": 6, "seed": seed, "steps": 9, "asr": successes / 100, "successes": successes,
-                "n": 100, "images_per_second": rate, "images_per_cpu_second": 2 * rate}  # fmt: skip
+                "n": 100, "images_per_second": rate, "images_per_cpu_second": cpu * rate}  # fmt: skip
 
-    rows = [row("aqapa", 0, 40, 300.0), row("aqapa", 1, 50, 500.0), row("art, published net", 0, 10, 100.0)]
+    rows = [row("aqapa", 0, 40, 300.0, 4), row("aqapa", 1, 50, 500.0, 4), row("art, published net", 0, 10, 100.0),
+            row("art, published net", 1, 10, 50.0)]  # fmt: skip
     text = script.table(rows, {"prepared": [450.0]})
     assert "| aqapa | 6x6 | 9 | 45.0% | 40.0%, 50.0% | [38.3%, 51.9%], n = 200 |" in text
-    assert "| aqapa | 400 | 800 | 4.00x |" in text
+    assert "| aqapa | 400 | 1600 | 6.50x wall, 13.00x CPU |" in text
     assert "| prepared net alone | 450 | | |" in text
     assert "10.0%" not in text  # too few steps for its success rate to mean anything

@@ -33,9 +33,10 @@ INTERNAL: dict[str, set[str]] = {
     "patch_files": {"core", "report"},
     "certify": {"core"},
     "verify": {"core", "attacks", "data", "patch_files", "report", "targets"},
+    "analysis": {"core", "attacks", "data", "patch_files", "report", "targets", "verify"},
     "cli": {
         "core", "data", "models", "quant", "calib", "run", "attacks", "defences", "export", "targets", "report",
-        "verify", "certify", "patch_files",
+        "verify", "certify", "analysis", "patch_files",
     },
 }  # fmt: skip
 """What each layer may import of the package, besides itself. Nobody imports cli."""
@@ -51,9 +52,10 @@ EXTERNAL: dict[str, set[str]] = {
     "defences": {"numpy", "torch", "torchvision", "brevitas"},
     "export": {"numpy", "torch", "brevitas", "onnx", "onnxruntime", "tensorrt"},
     "targets": {"numpy", "onnx", "onnxruntime", "tensorrt", "cuda", "openvino", "torch", "tomli"},
-    "report": {"numpy"},
+    "report": {"numpy", "matplotlib"},
     "patch_files": {"numpy", "PIL", "matplotlib"},
     "certify": {"numpy"},
+    "analysis": {"numpy", "torch"},
     "verify": {"numpy", "torch", "tomli"},
     "cli": {"numpy", "typer", "rich", "tomli", "torch", "brevitas", "onnx", "onnxruntime", "tensorrt", "openvino"},
 }

@@ -10,6 +10,7 @@ import typer
 
 import edgeguard
 from edgeguard.cli import console
+from edgeguard.cli.analyze import analyze
 from edgeguard.cli.attack import attack
 from edgeguard.cli.bench import bench
 from edgeguard.cli.calibrate import calibrate
@@ -19,6 +20,7 @@ from edgeguard.cli.doctor import doctor
 from edgeguard.cli.export import export
 from edgeguard.cli.harden import harden
 from edgeguard.cli.inspect import inspect
+from edgeguard.cli.report import report
 from edgeguard.cli.verify import verify
 from edgeguard.errors import EdgeGuardError
 
@@ -31,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (harden, calibrate, export, inspect, verify, attack, certify, bench, doctor, demo):
+for command in (harden, calibrate, export, inspect, verify, attack, report, certify, analyze, bench, doctor, demo):
     app.command()(command)
 
 

@@ -35,6 +35,7 @@ def attack(
     steps: Annotated[int, typer.Option(help="Gradient steps.")] = 300,
     restarts: Annotated[int, typer.Option(help="Fresh starts; the best on the crafting images is kept.")] = 1,
     loss: Annotated[str, typer.Option(help="The attack's loss.")] = VerifyOptions.loss,
+    optimizer: Annotated[str | None, typer.Option(help="momentum-sign, adam or sgd; the attack's own by default.")] = None,
     target: Annotated[int | None, typer.Option(help="Class to push every image to; none: away from its own.")] = None,
     queries: Annotated[int, typer.Option(help="Images shown to the engine, at query access.")] = 50_000,
     rotation: Annotated[float, typer.Option(help="Craft for rotations of up to so many degrees.")] = 0.0,
@@ -66,7 +67,7 @@ def attack(
     judged, crafted_of = judged_data(source, data, crafts=True)
     begin = time.perf_counter()
     with progress_bars() as progress:
-        plan, made = craft_universal(source, crafted_of or judged, options, transforms, Stages(progress))
+        plan, made = craft_universal(source, crafted_of or judged, options, transforms, optimizer, Stages(progress))
     document: dict[str, Any] = {
         "schema": SCHEMA, "artifact": source.path.resolve().name, "plan": str(plan), "sha256": None, "patch_sha256": None,
         "attack": made.settings, "queries": made.found.queries, "gradients": made.found.gradients,

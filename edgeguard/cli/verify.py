@@ -25,7 +25,7 @@ from edgeguard.cli.console import (
 )
 from edgeguard.cli.judged_data import judged_data
 from edgeguard.errors import EngineError, require
-from edgeguard.report.read import check_report
+from edgeguard.report.read import read_report
 from edgeguard.report.summary import format_summary
 from edgeguard.verify import Gate, VerifyOptions, accesses_of, allowed_attacks, budget
 from edgeguard.verify import verify as verify_artifact
@@ -103,7 +103,7 @@ def verify(
         threads=threads,
     )  # fmt: skip
     rules = Gate.load(gate) if gate is not None else None
-    earlier = check_report(files.read_json(baseline)) if baseline is not None else None
+    earlier = read_report(baseline) if baseline is not None else None
     source = Artifact.load(artifact)
     folder = files.new_folder(output_folder(out, f"{source.path.resolve().name}-verify"))
     if options.differentiates:

@@ -23,7 +23,7 @@ SETTINGS = {
 }  # fmt: skip
 WIDTH = 400
 """Of every chart, in its own units; a page scales it."""
-LABEL, CHARACTER = 26, 6.4
+LABEL, CHARACTER = 26, 5.9
 """Most characters of a label, and the width of one."""
 MARGIN, ROW = 26, 24
 SMALLEST, LARGEST = 14.0, 46.0
@@ -33,22 +33,24 @@ Share = tuple[float, float, float]
 """A share and the two ends of its interval."""
 
 
-def bars(labels: Sequence[str], shares: Sequence[Share], alt: str) -> str:
+def bars(labels: Sequence[str], shares: Sequence[Share], counts: Sequence[int], alt: str) -> str:
     """Horizontal bars from 0 to 100 % with their intervals."""
     names = [_short(label) for label in labels]
     left = _margin(names)
     height = MARGIN + ROW * len(names) + 6
 
     def draw(figure: Any) -> None:
-        axes = figure.add_axes((left / WIDTH, MARGIN / height, (WIDTH - left - 54) / WIDTH, (height - MARGIN - 6) / height))
+        axes = figure.add_axes(
+            (left / WIDTH, MARGIN / height, (WIDTH - left - 92) / WIDTH, (height - MARGIN - 6) / height)
+        )
         for row, (share, low, high) in enumerate(shares):
             axes.barh(row, share, 0.46, color=BAR, linewidth=0, alpha=0.85)
             axes.plot([low, high], [row, row], color=INK, linewidth=1.5)
             for end in (low, high):
                 axes.plot([end, end], [row - 0.16, row + 0.16], color=INK, linewidth=1.5)
-            axes.text(1.03, row, f"{100 * share:.1f} %", va="center", color=INK)
+            axes.text(1.03, row, f"{100 * share:.1f} % of {counts[row]}", va="center", color=INK)
         axes.set(xlim=(0, 1), ylim=(len(names) - 0.5, -0.5))
-        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], labels=["0", "25", "50", "75", "100 %"])
+        axes.set_xticks([0, 0.5, 1], labels=["0", "50", "100 %"])
         axes.set_yticks(range(len(names)), labels=names)
         axes.xaxis.grid(True, color=LINE, linewidth=1)
         axes.set_axisbelow(True)

@@ -29,7 +29,10 @@ def heat_map(report: Report) -> str:
     (high, *worst), (low, *best) = max(places), min(places)
     step = max(1, -(-max(len(rows), len(columns)) // MOST_CELLS))
     blocks = [
-        [max(max(line[left : left + step]) for line in shares[top : top + step]) for left in range(0, len(columns), step)]
+        [
+            max(max(line[left : left + step]) for line in shares[top : top + step])
+            for left in range(0, len(columns), step)
+        ]
         for top in range(0, len(rows), step)
     ]
     drawn = grid([str(row) for row in rows[::step]], [str(column) for column in columns[::step]], blocks,
@@ -60,15 +63,16 @@ def transfer(report: Report) -> str:
     beside = [row for row in report["attacks"] if row["access"] == "engine"
               and (row["name"], row["patch_size"], row["placement"]) in kinds]  # fmt: skip
     chosen = sorted([*rows, *beside], key=lambda row: -float(row["asr"]))[:MOST_BARS]
-    drawn = bars([_transfer_label(row, kinds) for row in chosen], [(row["asr"], *row["ci95"]) for row in chosen],
+    shares = [(row["asr"], *row["ci95"]) for row in chosen]
+    drawn = bars([_transfer_label(row, kinds) for row in chosen], shares, [row["n"] for row in chosen],
                  "ASR on this engine by what the patch was crafted on")  # fmt: skip
     hidden = len(rows) + len(beside) - len(chosen)
     words = f"ASR on this engine (target {report['artifact']['target']}, width {report['artifact']['width']}) by what the patch "
-    words += "was crafted on; n of each bar: the table of attacks."
+    words += "was crafted on, with 95 % intervals."
     words += f" The {hidden} weakest are not drawn." if hidden else ""
     best = facts(
         (
-            f"Highest over {len(row['surrogates'])} surrogates, {ATTACK_NAMES.get(row['name'], row['name'])}, "
+            f"Maximum over surrogates ({len(row['surrogates'])}): {ATTACK_NAMES.get(row['name'], row['name'])}, "
             f"{row['patch_size']}x{row['patch_size']}, {row['placement']}",
             f"{percent(row['asr'])}, {interval(row['ci95'])}, n = {row['n']}, crafted on {row['source']}",
         )
@@ -83,7 +87,7 @@ def _transfer_label(row: Mapping[str, Any], kinds: set[tuple[str, int, str]]) ->
     parts = [origin]
     parts += [ATTACK_NAMES.get(row["name"], row["name"])] if len(names) > 1 else []
     parts += [f"{row['patch_size']}px"] if len(sizes) > 1 else []
-    parts += [row["placement"]] if len(placements) > 1 else []
+    parts += [row["placement"]] if len(placements) > 1 and row["placement"] != "optimized" else []
     return ", ".join(parts)
 
 
@@ -97,8 +101,10 @@ def divergence(report: Report) -> str:
     layers = found["layers"]
     apart = [layer for layer in layers if min(layer["clean"]["equal"], layer["patched"]["equal"]) < 1]
     head = (("Layer", ""), ("Equal, clean", "n"), ("Equal, patched", "n"), ("Integers by steps apart, patched", ""))
-    words = f"Integers of {len(layers)} layers of the engine against those of its twin, on {found['n']} images without and with a patch. "
-    words += "An early difference travels on: the first layer that differs is where to look."
+    words = (
+        f"Integers of {len(layers)} layers of the engine against those of its twin, on {found['n']} images without and "
+        "with a patch. An early difference travels on: the first layer that differs is where to look."
+    )
     if apart:
         verdict = f"{len(apart)} of {len(layers)} layers differ; the first is {apart[0]['layer']}."
         shown = card(f"<p><b>{text(verdict)}</b></p>", table(head, map(_layer, apart)))
@@ -107,14 +113,17 @@ def divergence(report: Report) -> str:
     every = f"<details><summary>All {len(layers)} layers</summary>{table(head, map(_layer, layers))}</details>"
     skipped = found.get("skipped") or []
     unread = [f"{entry['tensor']}: {entry['reason']}" for entry in skipped]
-    missing = card("<p><b>Not compared, because the runtime fuses them away</b></p>", points(unread)) if unread else ""
+    missing = card("<p><b>Not compared</b></p>", points(unread)) if unread else ""
     return note(words) + shown + card(every) + missing
 
 
 def _layer(layer: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         f"{text(layer['layer'])}<small>{text(layer['op'])}</small>",
-        *(f"{_share(layer[kind])}<small>n = {sum(layer[kind]['steps'].values()):,}</small>" for kind in ("clean", "patched")),
+        *(
+            f"{_share(layer[kind])}<small>of {sum(layer[kind]['steps'].values()):,}</small>"
+            for kind in ("clean", "patched")
+        ),
         text(steps_text(layer["patched"]["steps"])),
     )
 
@@ -134,7 +143,9 @@ def seen_unseen(report: Report) -> str:
     if not rows:
         return note("Not known: the artifact does not say what it was trained against.")
     head = (("Split by", ""), ("Seen in training, strongest", "meter"), ("Unseen, strongest", "meter"))
-    words = "A defence that only knows its training attacks shows here: a much higher ASR on the right than on the left."
+    words = (
+        "A defence that only knows its training attacks shows here: a much higher ASR on the right than on the left."
+    )
     return note(words) + card(table(head, rows))
 
 
@@ -177,9 +188,11 @@ def limits(report: Report) -> list[str]:
         found.append(f"{data['of'] - data['n']:,} of the {data['of']:,} images of {data['name']}, and any other data.")
     not_run = [check["check"] for check in report["trust"] if check["passed"] is None]
     found += [f"Trust checks that did not run: {', '.join(not_run)}."] if not_run else []
-    found.append("Printed patches before a camera: pixels of a patch replace pixels of an image, without light or lens.")
+    found.append(
+        "Printed patches before a camera: pixels of a patch replace pixels of an image, without light or lens."
+    )
     found.append("Attacks nobody has thought of yet. These rates say what known attacks reach, which bounds robustness from above; "
-                 "a bound against every patch is what `edgeguard certify` gives.")  # fmt: skip
+                 "a bound against every patch is what edgeguard certify gives.")  # fmt: skip
     return found
 
 

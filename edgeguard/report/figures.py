@@ -59,7 +59,8 @@ def attack_name(attack: Mapping[str, Any]) -> str:
     """One attack in a few words."""
     name, size = ATTACK_NAMES.get(attack["name"], attack["name"]), attack["patch_size"]
     access = "" if attack["access"] in ("none", attack["name"]) else f", {attack['access']} access"
-    own = ", a patch for each image" if attack["scope"] == "per-image" else ""
+    named = attack["name"].endswith("per-image")
+    own = ", a patch for each image" if attack["scope"] == "per-image" and not named else ""
     return f"{name}{access}{own}, {size}x{size}, {attack['placement']} placement"
 
 
@@ -94,7 +95,10 @@ def headline(report: Report) -> tuple[str, str]:
     if verdict == "survived" and gate is not None:
         return "good", "The gate passed, and the engine is no easier to attack than its simulation"
     if verdict == "survived":
-        return "good", "The engine is no easier to attack than its simulation; how robust that is, the rates say"
+        return (
+            "unknown",
+            "Robustness survived the export; whether it is enough, the rates below say and no gate decides",
+        )
     if verdict == "did not survive":
         return "bad", "Robustness did not survive: the engine is easier to attack than its simulation"
     if verdict == "undecided":

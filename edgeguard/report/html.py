@@ -97,7 +97,8 @@ def section(anchor: str, title: str, body: str) -> str:
 
 
 def _verdict_details(report: Report) -> str:
-    parts = [] if report["status"]["complete"] else [text(report["status"]["reason"])]
+    reason = str(report["status"]["reason"])
+    parts = [] if report["status"]["complete"] else [text(reason[:1].upper() + reason[1:])]
     found = report["survival"]
     if found:
         parts.append(
@@ -109,7 +110,7 @@ def _verdict_details(report: Report) -> str:
     parts.append(text(trust_sentence(report)))
     if report["gate"] is not None:
         parts.append("gate passed" if report["gate"]["passed"] else "gate failed")
-    return "; ".join(parts) + "."
+    return ". ".join(part[:1].upper() + part[1:] for part in parts) + "."
 
 
 def _numbers(report: Report) -> str:

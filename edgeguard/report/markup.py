@@ -17,7 +17,7 @@ from edgeguard.report.png import encode
 
 MARKS = {True: ("good", "✓ passed"), False: ("bad", "✗ failed"), None: ("unknown", "○ not run")}
 MAX_SIDE = 4096
-CONTROLS = {code: "\ufffd" for code in (*range(9), 11, 12, *range(14, 32), 127, 0xFFFE, 0xFFFF)}
+CONTROLS = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 127, 0xFFFE, 0xFFFF), "\ufffd")
 """Characters that neither HTML nor XML 1.0 may hold."""
 
 
@@ -90,8 +90,13 @@ def counted(share: float, ci95: Sequence[float], n: int, bar: bool = False) -> s
         f'<span class="track"><i style="width:{100 * share:.2f}%"></i>'
         f'<b style="left:{low:.2f}%;right:{100 - high:.2f}%"></b></span>'
     )
-    sizes = f"<small>{round(share * n)} of {n}; {interval(ci95)}</small>"
-    return f"{percent(share)}{track if bar else ''}{sizes}"
+    return f"{percent(share)}{track if bar else ''}{small(f'{round(share * n)} of {n};', interval(ci95))}"
+
+
+def small(*phrases: str) -> str:
+    """Phrases in small type, broken between them only."""
+    spans = (f'<span class="phrase">{text(phrase)}</span>' for phrase in phrases)
+    return f"<small>{' '.join(spans)}</small>"
 
 
 def decode(encoded: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -131,7 +131,9 @@ def check_report(document: Any) -> dict[str, Any]:
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         got = document.get("schema") if isinstance(document, dict) else None
         named = f"its schema is {got!r:.60}" if isinstance(got, str) else "it names none"
-        raise InputError(f"not a report of schema {SCHEMA!r}: {named}; use the edgeguard that wrote it, or verify again")
+        raise InputError(
+            f"not a report of schema {SCHEMA!r}: {named}; use the edgeguard that wrote it, or verify again"
+        )
     _check_values(document)
     _check(document, SHAPE, "report")
     _check_links(document)
@@ -155,7 +157,9 @@ def _check_links(document: dict[str, Any]) -> None:
         places["rows"] and places["columns"] and places["n"] and len(places["asr"]) == len(places["rows"])
         and all(len(line) == len(places["columns"]) for line in places["asr"])
     ):  # fmt: skip
-        raise InputError("the heat map of the report needs one ASR for each of its rows and columns, and n of at least 1")
+        raise InputError(
+            "the heat map of the report needs one ASR for each of its rows and columns, and n of at least 1"
+        )
 
 
 def _check_values(document: Any) -> None:
@@ -170,7 +174,8 @@ def _check_values(document: Any) -> None:
         elif isinstance(value, list):
             todo += [(part, depth + 1) for part in value]
         elif isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:  # false for NaN, too
-            raise InputError(f"the report holds a number that is none of its figures: {f'{value:.3g}' if isinstance(value, float) else 'a huge one'}")
+            got = f"{value:g}" if isinstance(value, float) else f"one of {value.bit_length()} bits"
+            raise InputError(f"the report holds a number that is none of its figures: {got}")
         elif isinstance(value, str) and not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
             raise InputError("the report holds text that is not valid Unicode: half of a surrogate pair")
 
@@ -178,7 +183,7 @@ def _check_values(document: Any) -> None:
 def _check(value: Any, shape: Any, where: str) -> None:
     if isinstance(shape, Maybe):
         if value is not None:
-            _check(value, shape.shape, where)
+            _check(value, (shape.shape, type(None)) if isinstance(shape.shape, type) else shape.shape, where)
     elif isinstance(shape, Within):
         _check_number(value, shape, where)
     elif isinstance(shape, dict | Each):

@@ -19,7 +19,7 @@ from edgeguard.report.figures import (
     steps_sentence,
     strongest,
 )
-from edgeguard.report.markup import card, checks, counted, decode, facts, image, note, table, text
+from edgeguard.report.markup import card, checks, counted, decode, facts, image, note, small, table, text
 
 DEFINED = (
     ("asr", "Attack success rate (ASR)"), ("robust_accuracy", "Robust accuracy"), ("ci95", "Intervals"),
@@ -27,6 +27,7 @@ DEFINED = (
     ("per-image", "A patch for each image"), ("transfer", "Transfer access"), ("engine", "Engine access"),
     ("query", "Query access"),
 )  # fmt: skip
+DEFINED_ACCESS = ("transfer", "engine", "query")
 SEEN = {True: "seen in training", False: "unseen in training", None: "pixels"}
 HEAD = (
     ("Attack", ""), ("Patch", ""), ("Placement", ""), ("ASR on the engine", "meter"), ("ASR on the twin", "n"),
@@ -37,34 +38,35 @@ HEAD = (
 def attack_table(report: Report) -> str:
     """Every attack with counts, intervals and effort, and what each figure means."""
     durations = report["timing"]["attacks"]
-    rows = [_attack_cells(attack, spent) for attack, spent in zip(report["attacks"], durations, strict=True)]
+    ranked = sorted(zip(report["attacks"], durations, strict=True), key=lambda pair: -float(pair[0]["asr"]))
     meanings = report["definitions"]
     pairs = [(label, meanings[key]) for key, label in DEFINED if key in meanings]
-    total = f"{seconds(report['timing']['total'])} in all, checks and judging included; the order is that of the run."
-    return card(table(HEAD, rows)) + card(facts((*pairs, ("Time", total))))
+    total = f"{seconds(report['timing']['total'])} in all, checks included; an attack's time is that of crafting and judging."
+    return card(table(HEAD, (_attack_cells(*pair) for pair in ranked))) + card(facts((*pairs, ("Time", total))))
 
 
 def _attack_cells(attack: Mapping[str, Any], spent: float) -> tuple[str, ...]:
-    access = ACCESS_NAMES.get(attack["access"], attack["access"])
-    source = f" ({attack['source']})" if attack["source"] else ""
+    access = attack["access"]
+    access = f"{access} access" if access in DEFINED_ACCESS else ACCESS_NAMES.get(access, access)
+    source = f", crafted on {attack['source']}" if attack["source"] else ""
     name = ATTACK_NAMES.get(attack["name"], attack["name"])
-    own = "one for each image" if attack["scope"] == "per-image" else "one for all images"
+    own = ", a patch for each image" if attack["scope"] == "per-image" else ""
     places = f"{attack['places']} place{'s' * (attack['places'] != 1)} per image"
     found = attack["survival"]
     twin = percent(attack["twin_asr"])
     if found:
-        apart = f"{percent(found['delta_asr'], True)} on the engine; {interval(found['ci95'], True)}"
-        twin += f"<small>{'bit-identical' if found['bit_identical'] else apart}; n = {found['n']}</small>"
+        apart = (f"engine {percent(found['delta_asr'], True)};", interval(found["ci95"], True) + ";")
+        twin += small(*(("bit-identical;",) if found["bit_identical"] else apart), f"n = {found['n']}")
     effort = [f"{attack['steps']:,} steps"] if attack["steps"] is not None else []
     effort += [f"{attack['queries']:,} queries"] if attack["queries"] else []
     return (
-        f"{text(name)}<small>{text(access + source)}</small>",
-        f"{attack['patch_size']}x{attack['patch_size']}<small>{own}</small><small>{SEEN[attack['seen']]}</small>",
-        f"{text(attack['placement'])}<small>{places}</small>",
+        f"{text(name)}<small>{text(access + source + own)}</small>",
+        f"{attack['patch_size']}x{attack['patch_size']}{small(SEEN[attack['seen']])}",
+        f"{text(attack['placement'])}{small(places)}",
         counted(attack["asr"], attack["ci95"], attack["n"], bar=True),
         twin,
         counted(attack["robust_accuracy"], attack["robust_ci95"], attack["robust_n"]),
-        f"{seconds(spent)}<small>{'<br>'.join(effort) or 'nothing crafted'}</small>",
+        f"{seconds(spent)}{small(*effort or ['nothing crafted'])}",
     )
 
 
@@ -83,10 +85,13 @@ def patch_images(report: Report) -> str:
         label = f"<b>{text(ATTACK_NAMES.get(best['name'], best['name']))}</b>{text(access)}"
         source = f"<span>crafted on {text(best['source'])}</span>" if best["source"] else ""
         detail = f"<span>{height}x{width}, up to {percent(best['asr'])} of {best['n']}</span>"
+        detail += f"<code>{text(block['sha256'][:12])}</code>"
         figures.append(f"<figure>{picture}<figcaption>{label}{source}{detail}</figcaption></figure>")
     if not figures:
         return note("No universal patch: every image was given a patch of its own, pictured below in the image.")
-    words = note("Enlarged; each pixel of the patch replaces one pixel of the image. SHA-256 of each patch: report.json.")
+    words = note(
+        "Enlarged; each pixel of the patch replaces one pixel of the image. Below: the first digits of its SHA-256."
+    )
     return f'{words}<div class="card pictures patches">{"".join(figures)}</div>'
 
 
@@ -147,7 +152,9 @@ def trust_checks(report: Report) -> str:
         return note("No trust check ran.")
     entries = ((check["passed"], text(CHECK_NAMES.get(check["check"], check["check"])), check["detail"])
                for check in report["trust"])  # fmt: skip
-    words = "Attacks that fail for the wrong reason look like robustness. One failed check makes every rate above doubtful."
+    words = (
+        "Attacks that fail for the wrong reason look like robustness. One failed check makes every rate above doubtful."
+    )
     return note(words) + card(checks(entries))
 
 

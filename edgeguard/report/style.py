@@ -17,7 +17,7 @@ STYLE = """
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body {
-  margin: 0; background: var(--page); color: var(--ink);
+  margin: 0; background: var(--page); color: var(--ink); overflow-wrap: anywhere;
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
 }
 main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 56px; }
@@ -32,7 +32,8 @@ nav a:hover, nav a:focus-visible { text-decoration: underline; }
 .soft, .note, figcaption { color: var(--soft); }
 .note { font-size: 0.9rem; max-width: 100ch; }
 .note + .note { margin-top: 6px; }
-.mark { font-weight: 600; white-space: nowrap; }
+.mark { font-weight: 600; }
+.checks .mark, figcaption .mark { white-space: nowrap; }
 .mark.good, .headline.good .tag { color: var(--good); }
 .mark.bad, .headline.bad .tag { color: var(--bad); }
 .mark.unknown, .headline.unknown .tag { color: var(--unknown); }
@@ -44,7 +45,7 @@ nav a:hover, nav a:focus-visible { text-decoration: underline; }
 .headline p { margin-top: 6px; }
 .brand { font-size: 0.9rem; color: var(--soft); margin-bottom: 14px; overflow-wrap: anywhere; }
 .brand b { color: var(--ink); }
-.numbers { display: grid; grid-template-columns: repeat(3, 1fr); gap: 12px; margin-top: 12px; }
+.numbers { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 12px; margin-top: 12px; }
 .numbers .card { margin: 0; }
 .numbers .value { font-size: 2.3rem; font-weight: 650; line-height: 1.15; letter-spacing: -0.02em; }
 .numbers .label { font-size: 0.9rem; font-weight: 600; }
@@ -54,12 +55,16 @@ table { border-collapse: collapse; width: 100%; font-size: 0.92rem; }
 th, td { text-align: left; padding: 9px 12px 9px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 tr:last-child > td, tr:last-child > th { border-bottom: 0; }
 thead th { color: var(--soft); font-size: 0.8rem; font-weight: 600; vertical-align: bottom; }
-td.n, th.n { text-align: right; white-space: nowrap; }
+td.n, th.n { text-align: right; }
+td.n { white-space: nowrap; }
 td:last-child, th:last-child { padding-right: 0; }
 td small { display: block; color: var(--soft); font-size: 0.82rem; white-space: normal; }
-td.title { font-weight: 600; overflow-wrap: anywhere; }
+td.title { font-weight: 600; min-width: 8em; }
+thead th { min-width: 6.2em; }
 td.title small { font-weight: 400; }
 td > span { display: block; }
+.phrase { white-space: nowrap; }
+figcaption code { color: var(--soft); }
 .meter { min-width: 150px; }
 .track {
   position: relative; display: block; height: 8px; border-radius: 4px; background: var(--track);
@@ -85,7 +90,7 @@ figcaption span { display: block; }
 .split .card { margin: 0; }
 ul.checks { list-style: none; }
 ul.checks li {
-  display: grid; grid-template-columns: 5.5em 1fr; gap: 8px; padding: 9px 0;
+  display: grid; grid-template-columns: 5.5em minmax(0, 1fr); gap: 8px; padding: 9px 0;
   border-bottom: 1px solid var(--line);
 }
 ul.checks li:last-child { border-bottom: 0; }
@@ -93,9 +98,11 @@ ul.checks small { display: block; color: var(--soft); font-size: 0.87rem; overfl
 ul.points { padding-left: 1.2em; font-size: 0.92rem; }
 ul.points li { padding: 3px 0; overflow-wrap: anywhere; }
 summary { cursor: pointer; font-size: 0.92rem; color: var(--accent); }
+details { overflow-x: auto; }
 details > table { margin-top: 8px; }
 .chart { display: block; width: 100%; max-width: 460px; height: auto; font-family: inherit; }
-dl.facts { display: grid; grid-template-columns: minmax(9em, max-content) 1fr; gap: 6px 20px; font-size: 0.9rem; }
+dl.facts { display: grid; grid-template-columns: fit-content(40%) minmax(0, 1fr); gap: 6px 20px; font-size: 0.9rem; }
+.split dl.facts { grid-template-columns: minmax(7em, 38%) minmax(0, 1fr); }
 dl.facts dt { color: var(--soft); }
 dl.facts dd { overflow-wrap: anywhere; min-width: 0; }
 code, pre { font: 0.86em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
@@ -103,10 +110,16 @@ pre {
   white-space: pre-wrap; overflow-wrap: anywhere; background: var(--track); border-radius: 8px;
   padding: 12px 14px; margin: 12px 0 0;
 }
-@media (max-width: 760px) {
+@media screen and (max-width: 760px) {
   main { padding: 20px 14px 40px; }
   .numbers, .split { grid-template-columns: minmax(0, 1fr); }
-  .numbers .value { font-size: 1.9rem; }
+  h1 { font-size: 1.3rem; }
+  .headline { padding: 16px 18px; }
+  .headline p { font-size: 0.92rem; }
+  .numbers { gap: 8px; }
+  .numbers .card { display: grid; grid-template-columns: minmax(0, 1fr) auto; align-items: baseline; padding: 12px 16px; }
+  .numbers .value { font-size: 1.6rem; }
+  .numbers .detail { grid-column: 1 / 3; }
   .card { padding: 16px; }
   .pictures { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   .pictures.patches { grid-template-columns: repeat(auto-fill, minmax(96px, 112px)); }
@@ -123,11 +136,12 @@ pre {
   table.wide td.title::before { content: none; }
   table.wide td > span { min-width: 0; overflow-wrap: anywhere; }
   table.wide td.meter > span { flex: 1; max-width: 190px; }
-  dl.facts { grid-template-columns: 1fr; gap: 0; }
+  dl.facts, .split dl.facts { grid-template-columns: minmax(0, 1fr); gap: 0; }
   dl.facts dd { margin-bottom: 8px; }
-  ul.checks li { grid-template-columns: 1fr; gap: 0; }
+  ul.checks li { grid-template-columns: minmax(0, 1fr); gap: 0; }
   .flips td, .flips th { padding-right: 12px; }
 }
+@media screen and (max-width: 360px) { .phrase { white-space: normal; } }
 @media print {
   :root {
     color-scheme: light;
@@ -135,7 +149,15 @@ pre {
     --good: #0c5c30; --bad: #9a1c15; --unknown: #624500; --good-soft: #fff; --bad-soft: #fff; --unknown-soft: #fff;
   }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  body { font-size: 10.5pt; }
+  body { font-size: 10pt; }
+  table { font-size: 8.5pt; }
+  th, td { padding: 5px 8px 5px 0; }
+  td small { font-size: 7.5pt; }
+  td.title { min-width: 10em; }
+  td.n, .phrase { white-space: normal; }
+  .meter { min-width: 80px; }
+  .card { padding: 12px; }
+  .numbers .value { font-size: 1.7rem; }
   main { max-width: none; padding: 0; }
   section { margin-top: 20px; }
   .card, figure, tr, li, .headline { break-inside: avoid; }

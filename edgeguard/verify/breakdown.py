@@ -52,7 +52,9 @@ def seen_unseen(rows: list[dict[str, Any]], sizes: list[int] | None, widths: lis
     }
     found = []
     for name, is_seen in splits.items():
-        relevant = [row for row in crafted if name != "width" or row["access"] == "transfer"]
+        relevant = crafted
+        if name == "width":  # only what is transferred comes from a width, and only some artifacts say which were trained
+            relevant = [row for row in crafted if row["access"] == "transfer" and widths is not None]
         sides = {True: [row for row in relevant if is_seen(row)], False: [row for row in relevant if not is_seen(row)]}
         found.append({"split": name, "seen": _strongest(sides[True]), "unseen": _strongest(sides[False])})
     return found

@@ -31,15 +31,16 @@ class Made:
 
 def craft_universal(
     artifact: Artifact, dataset: Dataset, options: VerifyOptions, transforms: Mapping[str, float],
-    progress: Progress | None = None,
+    optimizer: str | None = None, progress: Progress | None = None,
 ) -> tuple[Plan, Made]:  # fmt: skip
     """Craft the patch of the options' only attack, size and access; at the access `transfer` on all twins at once.
 
     dataset: at most `options.craft_limit` of its images, drawn with the seed, are crafted on.
-    transforms: fields of `edgeguard.attacks.transforms.Transforms`; only attacks with gradients know them.
+    transforms: fields of `edgeguard.attacks.transforms.Transforms`. optimizer: a name in
+    `edgeguard.attacks.optimizers.OPTIMIZERS`, or None for the attack's own. Only attacks with gradients know these two.
 
     Raises:
-        InputError: as `verify`, or transforms for an attack that does not know them.
+        InputError: as `verify`, or transforms or an optimizer for an attack that does not know them.
     """
     surrogates = load_surrogates(artifact, options)
     check_data(artifact, dataset, None, options)
@@ -52,19 +53,25 @@ def craft_universal(
         first = slice(0, options.batch_size)
         subject = Subject.of(engine, images[first], labels[first], options.target, options.batch_size)
         workshop = Workshop(subject, artifact.width, twins, images, labels)
-        attack = _transformed(workshop.attack(plan, options), {key: value for key, value in transforms.items() if value})
+        attack = _changed(workshop.attack(plan, options), {key: value for key, value in transforms.items() if value}, optimizer)
         checkpoint = Store(None, None).checkpoint(plan.stage())
         found = workshop.craft(plan, options, checkpoint, progress, attack)
     settings: Any = attack
     return plan, Made({"name": attack.name, **dataclasses.asdict(settings)}, found)
 
 
-def _transformed(attack: Attack, transforms: dict[str, Any]) -> Attack:
-    if not transforms:
-        return attack
-    if not dataclasses.is_dataclass(attack) or "transforms" not in {field.name for field in dataclasses.fields(attack)}:
-        raise InputError(f"the attack {attack.name} cannot craft for {', '.join(transforms)}; a-qapa can")
-    from edgeguard.attacks.transforms import Transforms
+def _changed(attack: Attack, transforms: dict[str, float], optimizer: str | None) -> Attack:
+    """The attack with other transforms or another optimizer, where they are given."""
+    wanted = {"transforms": ", ".join(transforms), "optimizer": optimizer or ""}
+    changes: dict[str, Any] = {key: value for key, value in wanted.items() if value}
+    known = {field.name for field in dataclasses.fields(attack)} if dataclasses.is_dataclass(attack) else set()
+    missing = [value for key, value in changes.items() if key not in known]
+    if missing:
+        raise InputError(f"the attack {attack.name} cannot craft for {missing[0]}; a-qapa and gap can")
+    if transforms:
+        from edgeguard.attacks.transforms import Transforms
 
-    changed: Attack = dataclasses.replace(attack, transforms=Transforms(**transforms))
+        changes["transforms"] = Transforms(**transforms)
+    settings: Any = attack
+    changed: Attack = dataclasses.replace(settings, **changes) if changes else attack
     return changed

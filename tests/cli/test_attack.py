@@ -24,6 +24,7 @@ Program = Callable[..., Done]
         (["--steps", "6", "--surrogate", "a8", "--access", "transfer", "--rotation", "20"], "a-qapa 4x4, transfer from all widths"),
         (["--attack", "patch-rs", "--queries", "300", "--target", "3"], "patch-rs 4x4, query"),
         (["--attack", "gap", "--steps", "6"], "gap 4x4, engine"),
+        (["--steps", "6", "--optimizer", "adam", "--noise", "4", "--brightness", "8"], "a-qapa 4x4, engine"),
     ],
 )  # fmt: skip
 def test_writes_a_patch_to_replay_and_to_print(program: Program, tmp_path: Path, arguments: list[str], plan: str) -> None:
@@ -58,6 +59,8 @@ def test_the_patch_can_be_replayed(program: Program, tmp_path: Path) -> None:
         (["--attack", "lavan"], "attacks with one patch for all images are a-qapa, gap, patch-rs"),
         (["--attack", "patch-rs", "--access", "engine"], "add the access 'query'"),
         (["--attack", "patch-rs", "--queries", "300", "--rotation", "10"], "cannot craft for rotation_degrees"),
+        (["--optimizer", "lbfgs"], "unknown optimizer 'lbfgs'"),
+        (["--attack", "patch-rs", "--queries", "300", "--optimizer", "adam"], "cannot craft for adam"),
         (["--rotation", "400"], "rotation_degrees must be between 0 and 180"),
         (["--patch-size", "99"], "larger than the image"),
         (["--side-mm", "0"], "0"),

@@ -14,7 +14,7 @@ def test_says_what_matters() -> None:
     for part in (
         "resnet20-w4", "ort, 4-bit weights", "90.0 %", "83.0 to 94.0 %", "45.0 %", "40.0 to 50.0 %", "n = 100",
         "ASR = P[engine(x_adv) != y | engine(x) = y]", "undecided", "engine only 3", "all widths", "Gate: passed",
-        "1 of 1 trust checks passed, 1 did not run",
+        "1 of 1 trust checks passed, 1 did not run", "200 images would decide it",
     ):  # fmt: skip
         assert part in text, part
     assert text.endswith("\n")
@@ -49,7 +49,12 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
         ({}, "unknown", "Undecided"),
         ({"survival": None}, "unknown", "not measured"),
         ({"survival": {"verdict": "survived"}}, "good", "The gate passed"),
-        ({"survival": {"verdict": "survived"}, "gate": None}, "good", "no easier to attack than its simulation"),
+        ({"survival": {"verdict": "survived"}, "gate": None}, "unknown", "no gate decides"),
+        (
+            {"status": {"complete": False, "reason": "it died"}, "survival": {"verdict": "survived"}},
+            "bad",
+            "Incomplete",
+        ),
         ({"survival": {"verdict": "did not survive"}}, "bad", "did not survive"),
         ({"gate": {"passed": False, "rules": [{"passed": False}, {"passed": True}]}}, "bad", "1 of 2 rules"),
         ({"trust": [{"passed": False}], "gate": {"passed": False, "rules": []}}, "bad", "Do not rely"),
