@@ -44,7 +44,10 @@ def _alignment(document: Document) -> str:
         words = note(f"{DEFINITIONS[key]}. Mean, in hundredths.")
         parts.append(card(f"<p><b>{title}</b></p>", words, grid(names, names, shares, title)))
     head = (("Pair", ""), *((title, "n") for title in MEASURES.values()))
-    cells = [(text(f"{row['first']} and {row['second']}"), *(_mean(row[key]) for key in MEASURES)) for row in rows]
+    cells = [
+        (text(f"{row['first']} and {row['second']}"), *(_mean(row[key], row["chance"][key]) for key in MEASURES))
+        for row in rows
+    ]
     return f'<div class="split">{"".join(parts)}</div>{card(table(head, cells))}'
 
 
@@ -52,11 +55,12 @@ def _shade(mean: float | None) -> float | None:
     return None if mean is None else min(1.0, max(0.0, mean))
 
 
-def _mean(found: Mapping[str, Any]) -> str:
+def _mean(found: Mapping[str, Any], chance: Mapping[str, Any]) -> str:
     if found["mean"] is None:
         return "no gradient"
     low, high = found["ci95"]
-    return f"{found['mean']:.3f}{small(f'{low:.3f} to {high:.3f},', 'n = ' + str(found['n']))}"
+    between = "" if chance["mean"] is None else f"; {chance['mean']:.3f} between different images"
+    return f"{found['mean']:.3f}{small(f'{low:.3f} to {high:.3f},', 'n = ' + str(found['n']) + between)}"
 
 
 def _sensitivity(document: Document) -> str:
@@ -147,8 +151,13 @@ def format_analysis(document: Document) -> str:
 def _alignment_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         f"gradients, {row['first']} and {row['second']}: "
-        + ", ".join(f"{title.lower()} {row[key]['mean']:.3f} [{row[key]['ci95'][0]:.3f}, {row[key]['ci95'][1]:.3f}]"
-                    for key, title in MEASURES.items() if row[key]["mean"] is not None)
+        + ", ".join(_measure(title, row[key], row["chance"][key]) for key, title in MEASURES.items() if row[key]["n"])
         + f", n = {row['cosine']['n']}"
         for row in rows
-    ]  # fmt: skip
+    ]
+
+
+def _measure(title: str, found: Mapping[str, Any], chance: Mapping[str, Any]) -> str:
+    low, high = found["ci95"]
+    between = "" if chance["mean"] is None else f" (different images {chance['mean']:.3f})"
+    return f"{title.lower()} {found['mean']:.3f} [{low:.3f}, {high:.3f}]{between}"

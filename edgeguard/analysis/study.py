@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import platform
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
+import edgeguard
 from edgeguard import files
 from edgeguard.analysis import gradients, visibility
 from edgeguard.artifact import MANIFEST, Artifact
@@ -17,6 +20,7 @@ from edgeguard.attacks.aqapa import AQAPA, craft
 from edgeguard.data.dataset import Dataset
 from edgeguard.errors import InputError
 from edgeguard.patch import Patch, check_fits
+from edgeguard.patch_files import digest
 from edgeguard.statistics import wilson
 from edgeguard.targets import open_engine
 from edgeguard.targets.twin import Twin
@@ -32,6 +36,7 @@ DEFINITIONS = {
     "hog_cosine": f"Of histograms of oriented gradients ({gradients.CELL}x{gradients.CELL} cells, {gradients.BINS} "
     "orientations) of the gradients' magnitude summed over colours",
     "edge_iou": f"Overlap of the strongest {gradients.EDGE_SHARE:.0%} of Sobel edges of that magnitude",
+    "chance": "The same measures between the gradients of different images: what two artifacts share without being alike",
     "sensitivity": "ASR with the patch's top left corner at one place of every image, for each place of a grid",
     "opacity": "The patch is blended with the image, 1 is a plain paste; pixels are rounded to whole grey levels",
     "delta_e": "Mean CIELAB colour difference (CIE 1976) of the covered pixels to what they cover",
@@ -84,6 +89,7 @@ class Member:
     artifact: Artifact
     twin: Twin
     subject: Subject
+    engine: dict[str, Any]
 
 
 def analyze(
@@ -115,14 +121,23 @@ def analyze(
         for name, artifact in zip(_names(artifacts), artifacts, strict=True):
             engine = stack.enter_context(open_engine(artifact, threads=options.threads))
             subject = Subject.of(engine, judged.images(chosen), judged.labels[chosen], batch_size=options.batch_size)
-            members.append(Member(name, artifact, Twin(artifact.graph()).eval().requires_grad_(False), subject))
+            if options.parts != ("alignment",) and not subject.eligible.any():
+                raise InputError(
+                    f"{name}: the engine classifies none of the {len(chosen)} judged images correctly, so that none "
+                    "counts for the attack success rate; check the data and its labels"
+                )
+            twin = Twin(artifact.graph()).eval().requires_grad_(False)
+            members.append(Member(name, artifact, twin, subject, dict(engine.describe())))
         study = _Study(members, options, source.images(rest), source.labels[rest], patch, progress)
         parts = {part: getattr(study, part)() for part in PARTS if part in options.parts}
     return {
         "schema": SCHEMA, "command": list(command), "options": asdict(options), "definitions": DEFINITIONS,
+        "versions": {"edgeguard": edgeguard.__version__, "python": platform.python_version(), "numpy": np.__version__,
+                     "torch": str(torch.__version__)},
+        "platform": platform.platform(), "patch_sha256": None if patch is None else digest(patch),
         "artifacts": [
             {"name": member.name, "target": member.artifact.target, "width": member.artifact.width,
-             "sha256": files.sha256(member.artifact.path / MANIFEST),
+             "sha256": files.sha256(member.artifact.path / MANIFEST), "engine": member.engine,
              "accuracy": {"accuracy": float(member.subject.correct.mean()), "n": len(chosen),
                           "ci95": list(wilson(int(member.subject.correct.sum()), len(chosen)))}}
             for member in members
@@ -143,7 +158,8 @@ def _check(artifacts: Sequence[Artifact], judged: Dataset, options: AnalysisOpti
         raise InputError(f"{judged.name} has images of shape {judged.image_shape}, but the artifacts take {height}x{width}")
     if options.parts == ("alignment",) and len(artifacts) < 2:
         raise InputError("gradients are compared between artifacts of several widths; name at least two")
-    check_fits((options.patch_size, options.patch_size), (height, width))
+    for size in (options.patch_size, *(options.sizes if "visibility" in options.parts else ())):
+        check_fits((size, size), (height, width))
     if patch is not None:
         check_fits(patch.size, (height, width))
 
@@ -165,13 +181,15 @@ class _Study:
         self._patches: dict[tuple[str, int], Patch] = {}
 
     def alignment(self) -> list[dict[str, Any]]:
-        """Every pair of artifacts."""
+        """Every pair of artifacts; `chance` compares each image's gradient at one with the next image's at the other."""
         subject = self._members[0].subject
         found = {one.name: gradients.input_gradients(one.twin, subject.images, subject.labels) for one in self._members}
         pairs = list(itertools.combinations(found, 2))
         rows = []
         for number, (a, b) in enumerate(pairs):
-            rows.append({"first": a, "second": b, **gradients.compare(found[a], found[b], self._options.seed)})
+            chance = gradients.compare(found[a], np.roll(found[b], 1, 0), self._options.seed)
+            measured = gradients.compare(found[a], found[b], self._options.seed)
+            rows.append({"first": a, "second": b, **measured, "chance": chance})
             self._tick("gradient alignment", number + 1, len(pairs))
         return rows
 
@@ -183,19 +201,21 @@ class _Study:
             stage = f"places, {one.name}"
             grid, fooled = judge_everywhere(one.subject, patch, self._options.stride, lambda d, t, s=stage: self._tick(s, d, t))  # type: ignore[misc]
             lines, columns = sorted({int(row) for row, _ in grid}), sorted({int(column) for _, column in grid})
-            shares = fooled.mean(1).reshape(len(lines), len(columns))
+            n = int(fooled.shape[1])
+            counts = fooled.sum(1).reshape(len(lines), len(columns)).tolist()
             rows.append({"artifact": one.name, "patch_size": max(patch.size), "rows": lines, "columns": columns,
-                         "asr": [[float(share) for share in line] for line in shares], "n": int(fooled.shape[1])})  # fmt: skip
+                         "asr": [[count / n for count in line] for line in counts],
+                         "ci95": [[list(wilson(count, n)) for count in line] for line in counts], "n": n})  # fmt: skip
         return rows
 
     def visibility(self) -> list[dict[str, Any]]:
         """ASR against size, opacity and colour difference, for every artifact."""
-        side = min(self._members[0].subject.shape)
-        sizes = [size for size in self._options.sizes if size <= side]
         return [
             {
                 "artifact": one.name,
-                "by_size": visibility.by_size(one.subject, {size: self._patch(one, size) for size in sizes}, self._options.seed),
+                "by_size": visibility.by_size(
+                    one.subject, {size: self._patch(one, size) for size in self._options.sizes}, self._options.seed,
+                ),
                 "by_opacity": visibility.by_opacity(
                     one.subject, self._given or self._patch(one, self._options.patch_size), self._options.opacities,
                     self._options.seed,
