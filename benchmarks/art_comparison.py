@@ -220,9 +220,10 @@ def tune(net: Net, task: Task, steps: int) -> tuple[ArtSettings, list[dict[str, 
     return best, rows
 
 
-def turn(nets: dict[str, Net], settings: ArtSettings, task: Task, size: int, steps: int, seed: int,
-         extra: bool) -> list[dict[str, Any]]:  # fmt: skip
-    """Every contender once, one after the other. extra: also in bfloat16, and with one start, as many moves as steps."""
+def turn(
+    nets: dict[str, Net], settings: ArtSettings, task: Task, size: int, steps: int, seed: int
+) -> list[dict[str, Any]]:
+    """Every contender once, one after the other; ours also in bfloat16, and with one start: as many moves as steps."""
     config = AQAPA(size, steps=steps, batch_size=task.batch_size, seed=seed)
     ours, published, low = nets["prepared"], nets["published"], nets["bfloat16"]
     contenders = {
@@ -230,16 +231,15 @@ def turn(nets: dict[str, Net], settings: ArtSettings, task: Task, size: int, ste
         "art": (ours, steps, lambda: run_art(ours, settings, size, task, steps, seed)),
         "art, published net": (published, PROBE_STEPS, lambda: run_art(published, settings, size, task, PROBE_STEPS, seed)),
     }
-    if extra:
-        single = replace(config, starts=1, race=0.0)
-        contenders["aqapa, bfloat16"] = (low, steps, lambda: run_aqapa(low, config, task))
-        contenders["aqapa, one start"] = (ours, steps, lambda: run_aqapa(ours, single, task))
+    single = replace(config, starts=1, race=0.0)
+    contenders["aqapa, one start"] = (ours, steps, lambda: run_aqapa(ours, single, task))
+    contenders["aqapa, one start, bfloat16"] = (low, steps, lambda: run_aqapa(low, single, task))
     rows = []
     for name, (net, taken, attack) in contenders.items():
         row = {"attack": name, "size": size, "seed": seed, "steps": taken} | measured(net, attack, task, 0)
         if row["images"] != taken * task.batch_size:
             raise SystemExit(f"{name} took gradients of {row['images']} images instead of {taken * task.batch_size}")
-        print(f"{size}x{size} seed {seed} {name:<20} ASR {row['asr']:.1%}, {row['images_per_second']:.0f}/s", flush=True)
+        print(f"{size}x{size} seed {seed} {name:<27} ASR {row['asr']:.1%}, {row['images_per_second']:.0f}/s", flush=True)
         rows.append(row)
     return rows
 
@@ -325,7 +325,7 @@ def main() -> None:
     save(args.out, result)
     for seed in range(args.seeds):
         for size in sizes:
-            result["runs"] += turn(nets, settings, task, size, args.steps, seed, extra=seed == 0)
+            result["runs"] += turn(nets, settings, task, size, args.steps, seed)
             for name, net in nets.items():
                 alone[name].append(bare(net, args.batch_size))
             save(args.out, result)

@@ -12,7 +12,7 @@ from edgeguard.verify.options import ATTACKS, PLACEMENTS
 BUDGETS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "quick": {"attacks": ("a-qapa",), "placements": ("random",), "steps": 100, "restarts": 1, "limit": 300},
     "standard": {
-        "attacks": ("a-qapa", "a-qapa-per-image", "patch-rs"), "placements": PLACEMENTS, "stride": 8, "steps": 300,
+        "attacks": ("a-qapa", "a-qapa-per-image", "gap", "patch-rs"), "placements": PLACEMENTS, "stride": 8, "steps": 300,
         "restarts": 1, "limit": 1000, "per_image_limit": 200, "universal_queries": 20_000,
     },
     "exhaustive": {
