@@ -64,7 +64,7 @@ def _changed(attack: Attack, transforms: dict[str, float], optimizer: str | None
     """The attack with other transforms or another optimizer, where they are given."""
     wanted = {"transforms": ", ".join(transforms), "optimizer": optimizer or ""}
     changes: dict[str, Any] = {key: value for key, value in wanted.items() if value}
-    known = {field.name for field in dataclasses.fields(attack)} if dataclasses.is_dataclass(attack) else set()
+    known: set[str] = {field.name for field in dataclasses.fields(attack)} if dataclasses.is_dataclass(attack) else set()
     missing = [value for key, value in changes.items() if key not in known]
     if missing:
         raise InputError(f"the attack {attack.name} cannot craft for {missing[0]}; a-qapa and gap can")
