@@ -27,8 +27,10 @@ from edgeguard.cli.judged_data import judged_data
 from edgeguard.errors import EngineError, require
 from edgeguard.report.read import read_report
 from edgeguard.report.summary import format_summary
-from edgeguard.verify import Gate, VerifyOptions, accesses_of, allowed_attacks, budget
+from edgeguard.verify import Gate, VerifyOptions, accesses_of, allowed_attacks
+from edgeguard.verify import budget as budget_options
 from edgeguard.verify import verify as verify_artifact
+from edgeguard.verify.catalog import entry
 
 GATE_FAILED = 1
 UNFINISHED = ".unfinished"
@@ -37,7 +39,7 @@ UNFINISHED = ".unfinished"
 def verify(
     artifact: Annotated[Path, typer.Argument(help="The folder that `edgeguard export` wrote.")],
     data: Annotated[str | None, typer.Option(help="Labelled images; by default what the model was trained on.")] = None,
-    effort: Annotated[str, typer.Option("--budget", help="quick, standard or exhaustive.")] = "standard",
+    budget: Annotated[str, typer.Option(help="quick, standard or exhaustive.")] = "standard",
     attack: Annotated[
         str | None, typer.Option(help="a-qapa, a-qapa-per-image, gap, lavan, patch-rs, patch-rs-per-image; comma-separated.")
     ] = None,
@@ -90,9 +92,11 @@ def verify(
         "restarts": restarts, "loss": loss, "target": target, "queries": queries, "per_image_limit": per_image_limit,
         "universal_queries": universal_queries,
     }  # fmt: skip
-    chosen = {**budget(effort), **{key: value for key, value in given.items() if value is not None}}
+    chosen = {**budget_options(budget), **{key: value for key, value in given.items() if value is not None}}
     if limit is not None:
         chosen["limit"] = limit or None
+    for name in chosen["attacks"]:
+        entry(name)
     replay = tuple(patch or ())
     accesses = _names(access) or (("replay",) if replay and attack is None else accesses_of(chosen["attacks"]))
     if attack is None:  # of the budget's attacks, those that the given accesses allow
