@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,11 @@ class Patch:
         """Height and width in pixels."""
         return self.pixels.shape[1], self.pixels.shape[2]
 
+    @property
+    def sha256(self) -> str:
+        """Of the pixels and the mask; see `digest`."""
+        return digest(self.pixels, self.mask)
+
     def save(self, path: Path) -> None:
         """Write an npz file; equal patches give equal bytes."""
         buffer = io.BytesIO()
@@ -58,6 +64,12 @@ class Patch:
             return Patch(pixels, arrays.get("mask", np.ones(pixels.shape[1:], bool)))
         except InputError as exc:
             raise InputError(f"{path}: {exc}") from exc
+
+
+def digest(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> str:
+    """Hexadecimal SHA-256 of the shape, mask and pixels of one patch or several; no file's, as files vary."""
+    parts = (repr(mask.shape).encode(), mask.tobytes(), pixels.tobytes())
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def square(pixels: NDArray[np.uint8]) -> Patch:

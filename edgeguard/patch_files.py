@@ -5,7 +5,6 @@ The PNG reader trusts nothing: sizes are checked before anything is decoded, and
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import struct
@@ -95,12 +94,6 @@ def save_png(patch: Patch, path: Path, enlarge: int = 1) -> None:
     files.write_bytes(path, png.encode(pixels, None if mask.all() else mask))
 
 
-def digest(patch: Patch) -> str:
-    """Hexadecimal SHA-256 of a patch's shape, mask and pixels, the one that reports state; no file's, as files vary."""
-    parts = (repr(patch.mask.shape).encode(), patch.mask.tobytes(), patch.pixels.tobytes())
-    return hashlib.sha256(b"".join(parts)).hexdigest()
-
-
 def save_pdf(patch: Patch, path: Path, side_mm: float, paper: str = "a4") -> None:
     """Write one page with the patch at real size, crop marks, rulers of 100 mm both ways, its size and its SHA-256.
 
@@ -130,7 +123,7 @@ def save_pdf(patch: Patch, path: Path, side_mm: float, paper: str = "a4") -> Non
         "Print at 100 % (actual size, no scaling), then check both rulers: 100 mm each.",
         f"Patch: {width:.2f} x {height:.2f} mm (width x height), {patch.size[1]} x {patch.size[0]} pixels"
         + ("" if patch.mask.all() else "; cut out what is blank"),
-        f"SHA-256 {digest(patch)}",
+        f"SHA-256 {patch.sha256}",
     ]
     files.write_bytes(path, _page(patch, page, (left, bottom, width, height), text))
 

@@ -17,7 +17,7 @@ import pytest
 
 from edgeguard.errors import InputError
 from edgeguard.patch import Patch, square
-from edgeguard.patch_files import ADAM7, MAX_SIDE, PAPERS, digest, load_patch, save_pdf, save_png
+from edgeguard.patch_files import ADAM7, MAX_SIDE, PAPERS, load_patch, save_pdf, save_png
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -57,7 +57,7 @@ def test_npz_to_png_and_back_is_the_same_patch(tmp_path: Path, patch: Patch) -> 
     same(load_patch(tmp_path / "a.png"), patch)
     save_png(patch, tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert digest(load_patch(tmp_path / "b.png")) == digest(first)
+    assert load_patch(tmp_path / "b.png").sha256 == first.sha256
 
 
 def test_the_content_decides_and_not_the_name(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_an_enlarged_png_has_a_square_for_each_pixel(tmp_path: Path) -> None:
 
 def test_every_part_of_a_patch_changes_its_digest() -> None:
     others = [square(PIXELS ^ np.uint8(1)), HOLES, square(PIXELS.reshape(3, 7, 5)), WHOLE]
-    assert len({digest(patch) for patch in others}) == 4
+    assert len({patch.sha256 for patch in others}) == 4
 
 
 def test_an_interlaced_png(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_rulers_and_text(tmp_path: Path) -> None:
     assert "Print at 100 %" in page
     assert r"84.00 x 60.00 mm" in page
     assert "7 x 5 pixels; cut out" in page
-    assert digest(HOLES) in page
+    assert HOLES.sha256 in page
 
 
 def test_equal_arguments_give_equal_bytes_in_other_processes(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,15 +20,14 @@ from edgeguard.attacks.aqapa import AQAPA, craft
 from edgeguard.data.dataset import Dataset
 from edgeguard.errors import InputError
 from edgeguard.patch import Patch, check_fits
-from edgeguard.patch_files import digest
 from edgeguard.statistics import wilson
 from edgeguard.targets import open_engine
 from edgeguard.targets.twin import Twin
 from edgeguard.verify.harness import Subject, judge_at, judge_everywhere, random_places
+from edgeguard.verify.options import Progress
 
 SCHEMA = "edgeguard.analysis/1"
 PARTS = ("alignment", "sensitivity", "visibility", "transfer")
-Progress = Callable[[str, int, int], None]
 DEFINITIONS = {
     "asr": "P[engine(x_adv) != y | engine(x) = y], at one random place per image unless said otherwise",
     "ci95": "Of a rate: Wilson score interval; of a mean: percentile bootstrap over images",
@@ -134,7 +133,7 @@ def analyze(
         "schema": SCHEMA, "command": list(command), "options": asdict(options), "definitions": DEFINITIONS,
         "versions": {"edgeguard": edgeguard.__version__, "python": platform.python_version(), "numpy": np.__version__,
                      "torch": str(torch.__version__)},
-        "platform": platform.platform(), "patch_sha256": None if patch is None else digest(patch),
+        "platform": platform.platform(), "patch_sha256": None if patch is None else patch.sha256,
         "artifacts": [
             {"name": member.name, "target": member.artifact.target, "width": member.artifact.width,
              "sha256": files.sha256(member.artifact.path / MANIFEST), "engine": member.engine,

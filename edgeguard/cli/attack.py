@@ -15,7 +15,7 @@ from edgeguard.cli.console import ConfigOption, JsonOption, OutOption, emit, log
 from edgeguard.cli.judged_data import judged_data
 from edgeguard.cli.verify import Stages
 from edgeguard.errors import InputError, require
-from edgeguard.patch_files import digest, save_pdf, save_png
+from edgeguard.patch_files import save_pdf, save_png
 from edgeguard.verify import VerifyOptions, accesses_of
 from edgeguard.verify.craft import craft_universal
 
@@ -79,7 +79,7 @@ def attack(
         save_png(patch, part / "patch.png")
         save_png(patch, part / "patch-large.png", max(1, PNG_SIDE // patch_size))
         save_pdf(patch, part / "patch.pdf", side_mm)
-        document["sha256"], document["patch_sha256"] = files.sha256(part / "patch.npz"), digest(patch)
+        document["sha256"], document["patch_sha256"] = files.sha256(part / "patch.npz"), patch.sha256
         files.write_json(part / "attack.json", document)
     log(f"replay it: edgeguard verify ARTIFACT --patch {folder / 'patch.npz'}")
     emit(document, f"{plan}: {folder / 'patch.npz'}, patch.png, patch-large.png, and patch.pdf at {side_mm:g} mm", as_json)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from edgeguard.graph import Dequantize, IntegerGraph, Node
 from edgeguard.targets import Engine, Images, artifact_runtime, open_engine
 from edgeguard.targets.differences import logit_steps
 from edgeguard.targets.layers import UNREADABLE, LayerReader, open_layers
+from edgeguard.verify.harness import Tick
 
 if TYPE_CHECKING:
     from edgeguard.targets.twin import Twin
@@ -23,8 +24,6 @@ BATCH = 64
 """Most images at a time."""
 MEMORY, BYTES_PER_INTEGER = 256 << 20, 12
 """Bytes that the layers of one batch may take, and those of one integer: the runtime's, ours, the twin's float32."""
-
-Tick = Callable[[int, int], None]
 
 
 def divergence(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgeguard.attacks.api import Attack, Found, Victim
 from edgeguard.errors import InputError
-from edgeguard.patch import Patch, Positions, check_fits
+from edgeguard.patch import Patch, Positions, check_fits, digest
 from edgeguard.verify.catalog import Cost, entry
 from edgeguard.verify.harness import Subject, logits_of, places_of_size
 from edgeguard.verify.options import Progress, VerifyOptions
@@ -80,8 +79,7 @@ class Proposal:
     @property
     def sha256(self) -> str:
         """Of shape, mask and pixels."""
-        parts = (repr(self.found.mask.shape).encode(), self.found.mask.tobytes(), self.found.pixels.tobytes())
-        return hashlib.sha256(b"".join(parts)).hexdigest()
+        return digest(self.found.pixels, self.found.mask)
 
 
 def replayed(files: tuple[Path, ...], shape: tuple[int, int]) -> list[Plan]:

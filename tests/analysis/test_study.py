@@ -20,7 +20,6 @@ from edgeguard.data.dataset import Dataset, from_arrays
 from edgeguard.errors import InputError
 from edgeguard.graph import IntegerGraph
 from edgeguard.patch import square
-from edgeguard.patch_files import digest
 from edgeguard.targets.reference import ReferenceEngine
 
 WINDOW = slice(4, 8), slice(8, 12)
@@ -84,7 +83,7 @@ def test_the_map_peaks_where_the_model_looks(window: Artifact, quick: Callable[.
     assert (found["rows"], found["columns"], found["patch_size"], found["n"]) == ([0, 4, 8, 12], [0, 4, 8, 12], 4, 40)
     shares = np.array(found["asr"])
     assert np.shape(found["ci95"]) == (4, 4, 2)
-    assert document["patch_sha256"] == digest(WHITE)
+    assert document["patch_sha256"] == WHITE.sha256
     assert shares[1, 2] > 0
     np.testing.assert_allclose(shares[1, 2], fooled_in_the_window(judged, 40))
     shares[1, 2] = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ from typing import Any
 import graphs
 import numpy as np
 import pytest
+from conftest import execute
 from small_artifact import SIDE, small_graph, write_artifact
 
 from edgeguard.artifact import Artifact
 from edgeguard.certify import Defended, MaskSet
-from edgeguard.cli import main
 from edgeguard.patch import apply_patch, grid_positions, square
 from edgeguard.targets import open_engine
 from edgeguard.targets.reference import ReferenceEngine
@@ -27,7 +26,7 @@ COMMON = ("--data", "npz:images.npz", "--masks", "8", "--batch-size", "16")
 
 
 @pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Program:
+def program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Program:
     """Runs the program in a folder with `a`, `images.npz` and two patches: exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     graph = small_graph()
@@ -41,16 +40,8 @@ def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     square(np.zeros((3, 6, 6), np.uint8)).save(tmp_path / "large.npz")
 
     def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["edgeguard", *map(str, arguments)])
-        code: object = 0
-        capsys.readouterr()
-        try:
-            main()
-        except SystemExit as exc:
-            code = exc.code or 0
-        captured = capsys.readouterr()
-        assert isinstance(code, int)
-        return code, captured.out, captured.err
+        done = execute(tmp_path, *arguments)
+        return done.returncode, done.stdout, done.stderr
 
     return run
 

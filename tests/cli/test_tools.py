@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from edgeguard.cli import main
+from conftest import execute
 
 Outcome = tuple[int, str, str]
 Program = Callable[..., Outcome]
 
 
 @pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Program:
+def program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Program:
     """Runs the program in an empty folder: exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["edgeguard", *map(str, arguments)])
-        code: object = 0
-        capsys.readouterr()
-        try:
-            main()
-        except SystemExit as exc:
-            code = exc.code or 0
-        captured = capsys.readouterr()
-        assert isinstance(code, int)
-        return code, captured.out, captured.err
+        done = execute(tmp_path, *arguments)
+        return done.returncode, done.stdout, done.stderr
 
     return run
 
