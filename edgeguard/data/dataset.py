@@ -14,6 +14,8 @@ from edgeguard.errors import InputError
 
 Images = NDArray[np.uint8]
 Indices = Sequence[int] | NDArray[np.int64]
+Crop = Callable[[NDArray[np.int64], NDArray[np.float64], bool], Images]
+"""Valid (n,) indices, (n, draws) uniform numbers and whether to mirror, to (n, 3, H, W) uint8."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +25,8 @@ class Dataset:
     labels: (N,) int64, each in [0, num_classes). class_names: one per class. image_shape: (3, H, W).
     sha256: of what the set holds: pixels, labels and class names, or for a folder its files' names, sizes and labels.
     read: valid (n,) int64 indices to (n, 3, H, W) uint8; use `images`, which checks them.
+    crop: the same to random crops for training, where the set makes its own; use `augmented` or `cropped`.
+    crop_draws: uniform numbers that it takes for each image.
 
     Raises:
         InputError: when the labels are not (N,) int64, are outside the classes, or there are none.
@@ -34,6 +38,8 @@ class Dataset:
     image_shape: tuple[int, int, int]
     sha256: str
     read: Callable[[NDArray[np.int64]], Images]
+    crop: Crop | None = None
+    crop_draws: int = 0
 
     def __post_init__(self) -> None:
         check_label_array(self.name, self.labels)
@@ -58,6 +64,33 @@ class Dataset:
             return np.empty((0, *self.image_shape), np.uint8)
         return self.read(checked)
 
+    def augmented(self, indices: Indices, rng: np.random.Generator, flip: bool) -> Images:
+        """Random crops of the images at `indices`, in that order: (n, 3, H, W) uint8 RGB, a fresh array.
+
+        Equal states of `rng` give equal bytes. flip: mirror half of the images.
+
+        Raises:
+            InputError: the set has no crops of its own (`crop` is None), or as `images`.
+        """
+        return self.cropped(indices, rng.random((len(indices), self.crop_draws)), flip)
+
+    def cropped(self, indices: Indices, draws: NDArray[np.float64], flip: bool) -> Images:
+        """As `augmented`, with what is drawn for each image given: (n, crop_draws) float64, uniform in [0, 1).
+
+        Raises:
+            InputError: as `augmented`; also draws of another shape.
+        """
+        if self.crop is None:
+            raise InputError(f"{self.name} has no training crops of its own; they are made of its images")
+        checked = self._checked(indices)
+        if draws.shape != (len(checked), self.crop_draws):
+            raise InputError(
+                f"{self.name} takes {self.crop_draws} draws for each of {len(checked)} images, got {draws.shape}"
+            )
+        if not checked.size:
+            return np.empty((0, *self.image_shape), np.uint8)
+        return self.crop(checked, draws, flip)
+
     def subset(self, indices: Indices) -> Dataset:
         """The set of the images at `indices`, in that order; the classes stay the same.
 
@@ -66,7 +99,7 @@ class Dataset:
         """
         chosen = self._checked(indices).copy()
         digest = hashlib.sha256(self.sha256.encode() + chosen.astype("<i8").tobytes()).hexdigest()
-        read = self.read
+        read, crop = self.read, self.crop
         return Dataset(
             self.name,
             self.labels[chosen],
@@ -74,6 +107,8 @@ class Dataset:
             self.image_shape,
             digest,
             lambda wanted: read(chosen[wanted]),
+            None if crop is None else lambda wanted, draws, flip: crop(chosen[wanted], draws, flip),
+            self.crop_draws,
         )
 
     def _checked(self, indices: Indices) -> NDArray[np.int64]:

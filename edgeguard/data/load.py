@@ -17,13 +17,14 @@ SPECS = ("digits", "cifar10", "cifar10:DIR", "imagefolder:DIR", "npz:FILE")
 PLACEHOLDER = "{split}"
 
 
-def load_dataset(spec: str, split: Split, image_size: int | None = None) -> Dataset:
+def load_dataset(spec: str, split: Split, image_size: int | None = None, threads: int | None = None) -> Dataset:
     """Open one split of a data set.
 
     Args:
         spec: one of `SPECS`. `{split}` in the file of `npz:` stands for train or test.
         split: ignored where the spec has no splits of its own (see `has_splits`): then the whole set is returned.
         image_size: height and width to resize to; digits and image folders only.
+        threads: that decode an image folder, see `load_folder`; other data have nothing to decode.
 
     Raises:
         InputError: an unknown spec, or whatever is wrong with the data, in one sentence.
@@ -35,7 +36,7 @@ def load_dataset(spec: str, split: Split, image_size: int | None = None) -> Data
     if kind == "digits":
         return load_digits(split, image_size)
     if kind == "imagefolder":
-        return load_folder(_path(path), split, image_size)
+        return load_folder(_path(path), split, image_size, threads)
     dataset = load_npz(_path(path.replace(PLACEHOLDER, split))) if kind == "npz" else load_cifar10(_folder(path), split)
     if image_size is not None and dataset.image_shape[1:] != (image_size, image_size):
         height, width = dataset.image_shape[1:]
@@ -56,18 +57,20 @@ def has_splits(spec: str) -> bool:
 
 
 def load_splits(
-    spec: str, image_size: int | None = None, fraction: float = 0.1, seed: int = 0
+    spec: str, image_size: int | None = None, fraction: float = 0.1, seed: int = 0, threads: int | None = None
 ) -> tuple[Dataset, Dataset]:
     """Training and test images: the spec's own splits, or `fraction` of the training images held out.
+
+    threads: as of `load_dataset`.
 
     Raises:
         InputError: as `load_dataset` and `holdout`; also when the two splits differ in their images' size.
         MissingDependency: as `load_dataset`.
     """
-    train = load_dataset(spec, "train", image_size)
+    train = load_dataset(spec, "train", image_size, threads)
     if not has_splits(spec):
         return holdout(train, fraction, seed)
-    test = load_dataset(spec, "test", image_size)
+    test = load_dataset(spec, "test", image_size, threads)
     if train.image_shape != test.image_shape:
         raise InputError(f"{spec}: training images are {train.image_shape}, test images {test.image_shape}")
     return train, test

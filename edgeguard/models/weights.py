@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from edgeguard.errors import InputError, require
 MAX_BYTES = 8 << 30
 COUNTER = "num_batches_tracked"
 """Batch norms count their batches; old files lack the counter, and nothing but training with momentum None reads it."""
+OLD_DENSE_LAYER = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..+)")
+"""torchvision's DenseNet files are older than the names of its layers: norm.1 is norm1 now."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -49,6 +52,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def apply_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Copy the tensors into a module, strictly; nothing is copied when anything is wrong.
 
+    The names in torchvision's own DenseNet files, which its current layers no longer have, are brought up to date.
+
     Args:
         source: where they are from, for the message.
 
@@ -56,6 +61,7 @@ def apply_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -
         InputError: keys are missing, unexpected, or of another shape or kind, or values are not finite.
     """
     own = module.state_dict()
+    state = {_current(key, own): value for key, value in state.items()}
     missing = [key for key in own if key not in state and not key.endswith(COUNTER)]
     if missing:
         raise InputError(f"{source} is of another architecture: it lacks {_some(missing)}")
@@ -75,6 +81,12 @@ def apply_weights(module: nn.Module, state: Mapping[str, Tensor], source: str) -
         if not bool(torch.isfinite(value.to(own[key].dtype)).all()):
             raise InputError(f"{source}: {key} holds NaN or infinity")
     module.load_state_dict({**{key: own[key] for key in own if key.endswith(COUNTER)}, **state})
+
+
+def _current(key: str, own: Mapping[str, Tensor]) -> str:
+    """The model's name of what an older file calls `key`; a name that the model has stays."""
+    found = None if key in own else OLD_DENSE_LAYER.fullmatch(key)
+    return found[1] + found[2] if found and found[1] + found[2] in own else key
 
 
 def _read_safetensors(path: Path) -> Any:
