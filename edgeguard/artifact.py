@@ -13,6 +13,8 @@ from edgeguard.graph_io import load_graph
 
 SCHEMA = "edgeguard.artifact/1"
 MANIFEST, GRAPH, ONNX_MODEL = "manifest.json", "graph.npz", "model.onnx"
+POOL = "pool.json"
+"""What a folder of several artifacts has in place of a manifest."""
 REQUIRED = {
     "schema": str, "target": str, "width": str, "weight_bits": int, "activation_bits": int, "num_classes": int,
     "input_shape": list, "files": dict, "proof": dict, "layers": list, "source": dict, "versions": dict,
@@ -38,6 +40,8 @@ class Artifact:
         """
         path = Path(path)
         if not (path / MANIFEST).is_file():
+            if (path / POOL).is_file():
+                raise ArtifactError(f"{path} is a pool of artifacts; name one of its members, the folders in it")
             raise ArtifactError(f"{path} is not an artifact: it has no {MANIFEST}; make one with `edgeguard export`")
         try:
             manifest = files.read_json(path / MANIFEST)

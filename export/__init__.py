@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ from edgeguard.artifact import GRAPH, ONNX_MODEL, Artifact, write_manifest
 from edgeguard.errors import ExportError, InputError, require
 from edgeguard.graph import Conv, IntegerGraph, Linear
 from edgeguard.graph_io import save_graph
+from edgeguard.pool_artifact import Pool, check_members, check_probabilities, check_seed, write_pool
 from edgeguard.targets import PLAN, check_images
 from edgeguard.targets.profiles import TargetProfile, load_profile
 
@@ -66,6 +68,34 @@ def export_artifact(
             "versions": _versions(packages) | {"cpu_flags": " ".join(proof["runtime"].get("cpu_flags", []))},
         })  # fmt: skip
     return Artifact.load(out)
+
+
+def export_pool(
+    export_member: Callable[[str, Path], Artifact], widths: Sequence[str], out: Path, *,
+    probabilities: Sequence[float] | None = None, seed: int | None = None,
+) -> Pool:  # fmt: skip
+    """Write several artifacts of one model and how one of them is drawn for each batch: all of them, or nothing.
+
+    Args:
+        export_member: writes the artifact of one width into a new folder, as `export_artifact` does.
+        out: must not exist; on failure nothing is left there.
+        probabilities: of the widths; None draws all alike. seed: of the draw; None is fresh entropy at each opening.
+
+    Raises:
+        InputError: fewer than two widths, one twice, probabilities or a seed that are none, a folder that exists; and
+            whatever `export_member` raises.
+    """
+    check_members(widths)
+    check_seed(seed, "the pool")
+    if probabilities is not None:
+        check_probabilities(probabilities, "the pool")
+        if len(probabilities) != len(widths):
+            raise InputError(f"a pool of {len(widths)} members needs as many probabilities, got {len(probabilities)}")
+    with files.folder_transaction(out) as folder:
+        for width in widths:
+            export_member(width, folder / width)
+        write_pool(folder, widths, probabilities, seed)
+    return Pool.load(out)
 
 
 def _check_weights(graph: IntegerGraph, profile: TargetProfile) -> None:

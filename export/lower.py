@@ -29,7 +29,7 @@ from edgeguard.export.lower_ops import (
     pair,
 )
 from edgeguard.graph_check import output_shape
-from edgeguard.inttype import ACCUMULATOR, PIXEL, IntType
+from edgeguard.inttype import ACCUMULATOR, MAX_BITS, PIXEL, IntType
 from edgeguard.quant.batchnorm import SwitchableBatchNorm2d
 from edgeguard.quant.model import QuantizedModel, activation_quantizer, weight_quantizer
 from edgeguard.quant.place import FUNCTIONS, METHODS, MODULES, SUPPORTED
@@ -45,9 +45,11 @@ def lower(model: QuantizedModel, width: Width, input_shape: tuple[int, int, int]
     input_shape: (3, H, W) of the images.
 
     Raises:
-        ExportError: a layer that has no integer form: which one, which operation, why.
+        ExportError: a layer that has no integer form: which one, which operation, why; or a width of training alone.
         InputError: a width the model was not trained at.
     """
+    if not width.deployable:
+        raise ExportError(f"no integer engine runs width {width}, it is for training; export at {MAX_BITS} bits or fewer")
     with torch.no_grad(), model.at(width):
         lowering = _Lowering(model, width)
         lowering.start(input_shape)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeguard.artifact import Artifact
 from edgeguard.errors import EngineError, InputError, require
+from edgeguard.pool_artifact import Pool, load_model
+
+if TYPE_CHECKING:
+    from edgeguard.targets.random_precision import RandomPrecisionEngine
 
 Images = NDArray[np.uint8]
 """(N, 3, H, W) uint8 RGB."""
@@ -105,18 +110,24 @@ class BaseEngine(ABC):
         self.close()
 
 
-def open_engine(artifact: Artifact, runtime: str | None = None, threads: int = 0) -> Engine:
-    """Load an artifact into a runtime.
+def open_engine(artifact: Artifact | Pool | Path | str, runtime: str | None = None, threads: int = 0) -> Engine:
+    """Load an artifact into a runtime; of a pool every member, behind one engine that draws one of them for each batch.
 
     Args:
+        artifact: or the folder of one.
         runtime: one of `RUNTIMES` or `OTHERS`; without it that of the artifact's own target.
         threads: threads of one operation; 0 leaves the choice to the runtime. The reference uses NumPy's.
 
     Raises:
         InputError: an unknown runtime, one that the artifact was not exported for, or a negative number of threads.
+        ArtifactError: the folder is neither an artifact nor a pool.
         MissingDependency: the runtime is not installed; says how to install it.
         EngineError: the runtime cannot load the model.
     """
+    if not isinstance(artifact, Artifact | Pool):
+        artifact = load_model(artifact)
+    if isinstance(artifact, Pool):
+        return open_pool(artifact, runtime, threads)
     own = artifact_runtime(artifact)
     runtime = runtime or own
     if threads < 0:
@@ -135,6 +146,19 @@ def open_engine(artifact: Artifact, runtime: str | None = None, threads: int = 0
     if runtime != own:
         raise InputError(f"{artifact.path} was exported for {own!r}; {runtime!r} cannot execute it, export it for that target")
     return _deployed(artifact, runtime, threads)
+
+
+def open_pool(pool: Pool, runtime: str | None = None, threads: int = 0) -> RandomPrecisionEngine:
+    """Load every member of a pool; runtime, threads and errors as `open_engine`."""
+    from edgeguard.targets.random_precision import RandomPrecisionEngine
+
+    with contextlib.ExitStack() as opened:
+        members: dict[str, Engine] = {}
+        for artifact in pool.artifacts:
+            members[artifact.width] = opened.enter_context(open_engine(artifact, runtime, threads))
+        engine = RandomPrecisionEngine(members, pool.probabilities, pool.seed)
+        opened.pop_all()  # the engine closes them from here on
+    return engine
 
 
 def _deployed(artifact: Artifact, runtime: str, threads: int) -> Engine:

@@ -9,6 +9,7 @@ import typer
 
 from edgeguard.cli.console import JsonOption, emit
 from edgeguard.inspection import format_inspection, inspect_artifact
+from edgeguard.pool_artifact import Pool, format_pool, inspect_pool
 
 
 def inspect(
@@ -16,6 +17,10 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a model really computes: kernels, bits and multiply-accumulates, layer by layer, and what is float."""
+    if Pool.is_pool(model):
+        pool = inspect_pool(Pool.load(model))
+        emit(pool, format_pool(pool), as_json)
+        return
     if model.is_dir():
         document = inspect_artifact(model)
     else:

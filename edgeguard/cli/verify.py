@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress, TaskID
 
 from edgeguard import files
-from edgeguard.artifact import Artifact
 from edgeguard.cli.console import (
     ConfigOption,
     JsonOption,
@@ -25,9 +24,10 @@ from edgeguard.cli.console import (
 )
 from edgeguard.cli.judged_data import judged_data
 from edgeguard.errors import EngineError, require
+from edgeguard.pool_artifact import Pool, load_model
 from edgeguard.report.read import read_report
 from edgeguard.report.summary import format_summary
-from edgeguard.verify import Gate, VerifyOptions, accesses_of, allowed_attacks
+from edgeguard.verify import Gate, VerifyOptions, accesses_of, allowed_attacks, verify_pool
 from edgeguard.verify import budget as budget_options
 from edgeguard.verify import verify as verify_artifact
 from edgeguard.verify.catalog import entry
@@ -37,7 +37,7 @@ UNFINISHED = ".unfinished"
 
 
 def verify(
-    artifact: Annotated[Path, typer.Argument(help="The folder that `edgeguard export` wrote.")],
+    artifact: Annotated[Path, typer.Argument(help="The folder that `edgeguard export` wrote: an artifact or a pool.")],
     data: Annotated[str | None, typer.Option(help="Labelled images; by default what the model was trained on.")] = None,
     budget: Annotated[str, typer.Option(help="quick, standard or exhaustive.")] = "standard",
     attack: Annotated[
@@ -108,18 +108,23 @@ def verify(
     )  # fmt: skip
     rules = Gate.load(gate) if gate is not None else None
     earlier = read_report(baseline) if baseline is not None else None
-    source = Artifact.load(artifact)
+    source = load_model(artifact)
     folder = files.new_folder(output_folder(out, f"{source.path.resolve().name}-verify"))
     if options.differentiates:
         require("torch", "train")
-    judged, crafted = judged_data(source, data, options.universal)
+    judged, crafted = judged_data(source.artifacts[0] if isinstance(source, Pool) else source, data, options.universal)
     unfinished = folder.with_name(folder.name + UNFINISHED)
     if unfinished.is_dir():
         log(f"going on with what is finished in {unfinished}")
     with progress_bars() as progress:
-        report = verify_artifact(source, judged, options, craft_data=crafted, gate=rules, baseline=earlier,
-                                 progress=Stages(progress), announce=log, command=["edgeguard", *sys.argv[1:]],
-                                 stages=unfinished)  # fmt: skip
+        further: dict[str, Any] = {
+            "craft_data": crafted, "gate": rules, "baseline": earlier, "progress": Stages(progress), "announce": log,
+            "command": ["edgeguard", *sys.argv[1:]], "stages": unfinished,
+        }  # fmt: skip
+        if isinstance(source, Pool):
+            report = verify_pool(source, judged, options, **further)
+        else:
+            report = verify_artifact(source, judged, options, **further)
     page = write_report(report, folder)
     emit(report, f"{format_summary(report)}\nreport: {page}", as_json)
     if not report["status"]["complete"]:

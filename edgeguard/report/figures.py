@@ -24,6 +24,7 @@ CHECK_NAMES = {
     "softmax_unsaturated": "The softmax is not saturated",
     "large_patch_wins": "A large patch wins",
     "deterministic": "The engine is deterministic",
+    "random_by_design": "The engine is random by design, and only so",
     "batch_one_agrees": "Batch 1 agrees with the deployed batch",
 }
 
@@ -109,10 +110,19 @@ def headline(report: Report) -> tuple[str, str]:
 def model_line(report: Report) -> str:
     """Artifact, runtime and widths in one line."""
     artifact = report["artifact"]
+    pool = artifact.get("pool")
     widths = f"{artifact['weight_bits']}-bit weights, {artifact['activation_bits']}-bit activations"
+    if pool:
+        drawn = (f"{width} ({percent(chance)})" for width, chance in zip(pool["widths"], pool["probabilities"], strict=True))
+        widths = f"random precision: a pool of {', '.join(drawn)}, drawn for each batch"
     coverage = artifact["integer_mac_coverage"]
     integer = "integer share unknown" if coverage is None else f"{100 * coverage:.4g} % integer multiply-accumulates"
     return f"{artifact['target']}, {widths}, {integer}"
+
+
+def member_rates(attack: Mapping[str, Any]) -> str:
+    """ASR of an attack on each member of a pool; empty for a single engine."""
+    return ", ".join(f"{width}: {percent(share)}" for width, share in (attack.get("members") or {}).items())
 
 
 def steps_sentence(report: Report) -> str:

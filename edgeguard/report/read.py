@@ -51,18 +51,19 @@ _RATE = {"asr": _SHARE, "ci95": _INTERVAL, "n": _COUNT}
 _FLIPS = {"both": _COUNT, "engine_only": _COUNT, "twin_only": _COUNT, "neither": _COUNT}
 _SURVIVAL = {
     "delta_asr": _CHANGE, "ci95": _CHANGES, "mcnemar_p": _SHARE, "verdict": str, "margin": _SHARE, "n": _COUNT,
-    "bit_identical": bool, "flips": _FLIPS,
+    "bit_identical": bool, "flips": _FLIPS, "member": Missing(str),
 }  # fmt: skip
 _ATTACK = {
     "name": str, "access": str, "scope": ("universal", "per-image"), "steps": Maybe(_COUNT), "patch_size": _COUNT,
     "placement": str, "seen": Maybe(bool), **_RATE, "robust_accuracy": _SHARE, "robust_ci95": _INTERVAL,
     "robust_n": _COUNT, "twin_asr": Maybe(_SHARE), "queries": _COUNT, "source": _OPTIONAL_TEXT,
     "target": Missing(_COUNT), "stride": Missing(_COUNT), "places": _COUNT, "patch": Maybe(_COUNT),
-    "survival": Maybe(_SURVIVAL),
+    "survival": Maybe(_SURVIVAL), "members": Missing(Each(Maybe(_SHARE))),
 }  # fmt: skip
+_POOL = {"widths": [str], "probabilities": [_SHARE], "seed": Maybe(_COUNT)}
 _ARTIFACT = {
     "name": str, "target": str, "width": str, "weight_bits": _COUNT, "activation_bits": _COUNT, "sha256": str,
-    "files": Each(str), "integer_mac_coverage": Maybe(_SHARE),
+    "files": Each(str), "integer_mac_coverage": Maybe(_SHARE), "pool": Missing(_POOL),
 }  # fmt: skip
 _EXAMPLE = {
     "index": _COUNT, "height": _COUNT, "width": _COUNT, "pixels": str, "label": _NAMED, "clean": _NAMED,
@@ -79,6 +80,10 @@ _DIVERGENCE = {
     "n": _COUNT, "reason": _OPTIONAL_TEXT, "layers": [{"layer": str, "op": str, "clean": _STEPS, "patched": _STEPS}],
     "skipped": Missing([{"tensor": str, "reason": str}]),
 }  # fmt: skip
+_CLEAN = {
+    "engine": _ACCURACY, "twin": Maybe(_ACCURACY), "agreement": Maybe(_SHARE), "bit_identical": Maybe(bool),
+    "steps": Maybe(Each(_COUNT)),
+}  # fmt: skip
 SHAPE: dict[str, Any] = {
     "schema": str,
     "edgeguard": str,
@@ -88,10 +93,7 @@ SHAPE: dict[str, Any] = {
     "data": {**_DATA, "crafting": Maybe(_DATA)},
     "options": dict,
     "definitions": Each(str),
-    "clean": {
-        "engine": _ACCURACY, "twin": Maybe(_ACCURACY), "agreement": Maybe(_SHARE), "bit_identical": Maybe(bool),
-        "steps": Maybe(Each(_COUNT)),
-    },
+    "clean": {**_CLEAN, "members": Missing(Each(_CLEAN))},
     "attacks": [_ATTACK],
     "aggregated": [
         {"name": str, "patch_size": _COUNT, "placement": str, **_RATE, "source": _OPTIONAL_TEXT, "surrogates": [str]}
@@ -105,7 +107,7 @@ SHAPE: dict[str, Any] = {
     "timing": {"attacks": [Within(0, LARGEST)], "total": Within(0, LARGEST)},
     "gate": Maybe({"passed": bool, "rules": [_RULE]}),
     "patches": [{"height": _COUNT, "width": _COUNT, "pixels": str, "mask": str, "sha256": str}],
-    "examples": {"attack": _COUNT, "images": [_EXAMPLE]},
+    "examples": {"attack": _COUNT, "images": [_EXAMPLE], "member": Missing(str)},
 }  # fmt: skip
 
 
@@ -153,6 +155,9 @@ def _check_links(document: dict[str, Any]) -> None:
         raise InputError("an attack of the report refers to a patch that it does not hold")
     if len(document["timing"]["attacks"]) != attacks:
         raise InputError(f"the report holds {attacks} attacks, and times of {len(document['timing']['attacks'])}")
+    pool = document["artifact"].get("pool")
+    if pool and not len(pool["widths"]) == len(pool["probabilities"]) > 0:
+        raise InputError("the pool of the report needs one probability for each of its widths")
     if places and not (
         places["rows"] and places["columns"] and places["n"] and len(places["asr"]) == len(places["rows"])
         and all(len(line) == len(places["columns"]) for line in places["asr"])

@@ -13,6 +13,7 @@ from edgeguard.report.figures import (
     Report,
     attack_name,
     interval,
+    member_rates,
     of_images,
     percent,
     seconds,
@@ -22,7 +23,7 @@ from edgeguard.report.figures import (
 from edgeguard.report.markup import card, checks, counted, decode, facts, image, note, small, table, text
 
 DEFINED = (
-    ("asr", "Attack success rate (ASR)"), ("robust_accuracy", "Robust accuracy"), ("ci95", "Intervals"),
+    ("asr", "Attack success rate (ASR)"), ("robust_accuracy", "Robust accuracy"), ("ci95", "Intervals"), ("pool", "Pool"),
     ("random", "Random placement"), ("worst", "Worst placement"), ("optimized", "Optimized placement"),
     ("per-image", "A patch for each image"), ("transfer", "Transfer access"), ("engine", "Engine access"),
     ("query", "Query access"),
@@ -57,13 +58,14 @@ def _attack_cells(attack: Mapping[str, Any], spent: float) -> tuple[str, ...]:
     if found:
         apart = (f"engine {percent(found['delta_asr'], True)};", interval(found["ci95"], True) + ";")
         twin += small(*(("bit-identical;",) if found["bit_identical"] else apart), f"n = {found['n']}")
+    by_member = member_rates(attack)
     effort = [f"{attack['steps']:,} steps"] if attack["steps"] is not None else []
     effort += [f"{attack['queries']:,} queries"] if attack["queries"] else []
     return (
         f"{text(name)}<small>{text(access + source + own)}</small>",
         f"{attack['patch_size']}x{attack['patch_size']}{small(SEEN[attack['seen']])}",
         f"{text(attack['placement'])}{small(places)}",
-        counted(attack["asr"], attack["ci95"], attack["n"], bar=True),
+        counted(attack["asr"], attack["ci95"], attack["n"], bar=True) + (small(by_member) if by_member else ""),
         twin,
         counted(attack["robust_accuracy"], attack["robust_ci95"], attack["robust_n"]),
         f"{seconds(spent)}{small(*effort or ['nothing crafted'])}",
@@ -115,6 +117,8 @@ def example_images(report: Report) -> str:
         picture = image(decode(entry["pixels"], (3, entry["height"], entry["width"])), None, alt)
         figures.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
     words = f"The first {len(images)} judged images that count, not picked, under {attack_name(attack)}."
+    member = report["examples"].get("member")
+    words += f" The answers are those of the pool's member {member}, when it is the one drawn." if member else ""
     return f'{note(words)}<div class="card pictures">{"".join(figures)}</div>'
 
 
@@ -134,6 +138,7 @@ def survival(report: Report) -> str:
         ("Engine and twin", identical),
         *([] if found["bit_identical"] else [("Clean logits apart, in integer steps", steps_sentence(report))]),
         ("Attack", attack_name(report["attacks"][found["attack"]])),
+        *([("Member of the pool, the worst", str(found["member"]))] if found.get("member") else []),
     )
     cross = (
         '<table class="flips"><thead><tr><td></td><th scope="col">twin fooled</th><th scope="col">twin holds</th></tr>'

@@ -12,6 +12,7 @@ from edgeguard.report.figures import (
     attack_name,
     headline,
     interval,
+    member_rates,
     model_line,
     percent,
     steps_sentence,
@@ -55,6 +56,8 @@ def _numbers(report: Report) -> list[str]:
         ("Robust accuracy", robust["robust_accuracy"], robust["robust_ci95"], "under the attack that leaves least"),
     ]
     lines = [f"{name:<17}{percent(value):>8}  ({interval(ci95)})  {note}" for name, value, ci95, note in rows]
+    if member_rates(attack):
+        lines.append(f"Random by design: rates are expectations over the draw. Strongest attack by member: {member_rates(attack)}")
     if report["clean"]["bit_identical"] is False:
         lines.append(f"Clean logits of engine and twin apart, in integer steps: {steps_sentence(report)}")
     return lines
@@ -86,8 +89,9 @@ def _survival(report: Report) -> list[str]:
     if not found:
         return ["Survival: not measured; it needs the twin, and the twin needs torch."]
     flips = found["flips"]
+    member = f" of member {found['member']}, the worst of the pool" if found.get("member") else ""
     return [
-        f"Survival: {found['verdict']}. ASR on the engine minus on the twin: {percent(found['delta_asr'], True)} "
+        f"Survival{member}: {found['verdict']}. ASR on the engine minus on the twin: {percent(found['delta_asr'], True)} "
         f"({interval(found['ci95'], True)}), McNemar p = {found['mcnemar_p']:.3g}, n = {found['n']}.",
         f"  fooled on both {flips['both']}, engine only {flips['engine_only']}, twin only {flips['twin_only']}, "
         f"neither {flips['neither']}",

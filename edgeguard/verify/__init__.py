@@ -4,7 +4,8 @@ needs no torch.
     report = verify(Artifact.load("runs/x"), dataset, VerifyOptions(patch_sizes=(6, 8), placements=("random", "worst")))
 
 crafts a patch for each attack, size and access and judges it at every placement. The document is plain JSON:
-`edgeguard.report` renders it, `Gate` turns it into an exit code.
+`edgeguard.report` renders it, `Gate` turns it into an exit code. `verify_pool` does the same to a pool of engines of which
+one, drawn at random, answers each batch.
 """
 
 from edgeguard.verify.budget import BUDGETS, budget
@@ -18,9 +19,10 @@ from edgeguard.verify.options import (
     accesses_of,
     allowed_attacks,
 )
+from edgeguard.verify.pool import verify_pool
 from edgeguard.verify.run import verify
 
 __all__ = [
     "ACCESSES", "ATTACKS", "BUDGETS", "PLACEMENTS", "Gate", "Progress", "VerifyOptions", "accesses_of",
-    "allowed_attacks", "budget", "evaluate", "verify",
+    "allowed_attacks", "budget", "evaluate", "verify", "verify_pool",
 ]  # fmt: skip

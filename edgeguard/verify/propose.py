@@ -107,12 +107,15 @@ def noise(size: int, seed: int) -> Patch:
     return Patch(rng.integers(0, 256, (3, size, size), np.uint8), np.ones((size, size), bool))
 
 
-def plans(options: VerifyOptions, widths: list[str]) -> list[Plan]:
+def plans(options: VerifyOptions, widths: list[str], pool: bool = False) -> list[Plan]:
     """What will be crafted, in order. widths: names of the twins, the artifact's own first.
+
+    pool: the twins are those of one pool's members, all of which are judged.
 
     Universal patches are crafted at the access `transfer` on each twin alone and, where there are several, on all of
     them with adaptive widths. Patches per image are transferred from the surrogates' twins, for the artifact's own is
-    what the access `engine` differentiates; without surrogates, from the artifact's own.
+    what the access `engine` differentiates; without surrogates, from the artifact's own. On a pool they, and all patches
+    at the access `engine`, are crafted on all members at once.
     """
     found = []
     if options.crafts:
@@ -123,14 +126,14 @@ def plans(options: VerifyOptions, widths: list[str]) -> list[Plan]:
             for access in (access for access in options.accesses if access in kind.accesses):
                 if access != "transfer":
                     stream = 1 if access == "engine" else 0
-                    found.append(Plan(kind.title, access, size, widths[0] if stream else None, bool(stream), name, stream))
+                    source = (EVERY_WIDTH if pool else widths[0]) if stream else None
+                    found.append(Plan(kind.title, access, size, source, bool(stream), name, stream))
                     continue
                 sources = [*widths, *([EVERY_WIDTH] if len(widths) > 1 else [])]
                 if kind.per_image and len(widths) > 1:
-                    sources = widths[1:]
-                found += [
-                    Plan(kind.title, access, size, source, source in (widths[0], EVERY_WIDTH), name) for source in sources
-                ]
+                    sources = [EVERY_WIDTH] if pool else widths[1:]
+                white = sources if pool else (widths[0], EVERY_WIDTH)
+                found += [Plan(kind.title, access, size, source, source in white, name) for source in sources]
     return found
 
 
@@ -174,7 +177,7 @@ class Workshop:
             InputError: nothing to attack, or settings that do not fit.
             EngineError: the engine fails.
         """
-        attack, victim = attack or self.attack(plan, options), self._victim(plan, options)
+        attack, victim = attack or self.attack(plan, options), self.victim(plan, options)
 
         def tick(done: int, total: int) -> None:
             if progress is not None:
@@ -188,7 +191,8 @@ class Workshop:
         return Found(found.pixels, found.mask, found.positions,
                      found.queries + sum(model.queries for model in models), found.gradients)  # fmt: skip
 
-    def _victim(self, plan: Plan, options: VerifyOptions) -> Victim:
+    def victim(self, plan: Plan, options: VerifyOptions) -> Victim:
+        """What the plan's attack is let at."""
         def ask(images: NDArray[np.uint8]) -> NDArray[np.float32]:
             return logits_of(self.subject.classify, images, options.batch_size)
 

@@ -73,31 +73,32 @@ def verify(
     split = split_images(dataset, craft_data, options)
     twins = build_twins(artifact, surrogates, options)
     store = Store(stages, [document.options_block(options), [files.sha256(one.path / MANIFEST) for one in (artifact, *surrogates)],
-                           _data_block(split, options)])  # fmt: skip
+                           data_block(split, options)])  # fmt: skip
     with open_engine(artifact, options.runtime, options.threads) as engine:
         subject, simulation, rates = _subjects(engine, twins.get(artifact.width), split, options)
         todo = [*given, *plans(options, list(twins) or [artifact.width])]
         if announce is not None:
             announce(estimate.sentence(todo, estimate.seconds(todo, options, subject, *rates)))
         court = Court(subject, simulation, options, document.seen_sizes(artifact), store, progress)
-        findings = _attack(todo, court, _workshop(artifact, split, twins, subject), options)
+        findings = Findings()
+        attack_all(todo, court, _workshop(artifact, split, twins, subject), options, findings)
         twin = twins.get(artifact.width)
-        checks = _measured(findings, "the trust checks", lambda: trust.run_all(subject, twin, findings, options, progress))
-        places = _measured(findings, "the heat map", lambda: breakdown.heat_map(findings, subject, progress))
-        apart = _measured(findings, "the comparison of layers", lambda: _divergence(artifact, engine, twin, subject, findings))
+        checks = measured(findings, "the trust checks", lambda: trust.run_all(subject, twin, findings, options, progress))
+        places = measured(findings, "the heat map", lambda: breakdown.heat_map(findings, subject, progress))
+        apart = measured(findings, "the comparison of layers", lambda: _divergence(artifact, engine, twin, subject, findings))
         report = {
             **document.header(),
             "status": {"complete": findings.reason is None, "reason": findings.reason},
             "artifact": document.artifact_block(artifact),
             "environment": document.environment(engine.describe(), options, command),
-            "data": _data_block(split, options),
+            "data": data_block(split, options),
             "options": document.options_block(options),
             "definitions": document.definitions(options),
-            "clean": _clean(subject, simulation, artifact),
+            "clean": clean_block(subject, simulation, artifact),
             "attacks": findings.rows,
             "aggregated": breakdown.aggregated(findings.rows),
-            "seen_unseen": breakdown.seen_unseen(findings.rows, document.seen_sizes(artifact), _widths(artifact)),
-            "survival": _headline_survival(findings),
+            "seen_unseen": breakdown.seen_unseen(findings.rows, document.seen_sizes(artifact), trained_widths(artifact)),
+            "survival": headline_survival(findings),
             "trust": checks if checks is not None else trust.not_run(str(findings.reason)),
             "heat_map": places,
             "divergence": apart,
@@ -132,21 +133,21 @@ def _workshop(artifact: Artifact, split: Split, twins: Mapping[str, Twin], subje
     return Workshop(subject, artifact.width, twins, split.crafted_of.images(split.crafted), labels)
 
 
-def _attack(todo: Sequence[Plan], court: Court, workshop: Workshop, options: VerifyOptions) -> Findings:
+def attack_all(
+    todo: Sequence[Plan], court: Court, workshop: Workshop, options: VerifyOptions, findings: Findings
+) -> None:
     """Craft and judge one patch after the other; what an engine that fails has answered until then is kept."""
-    findings = Findings()
     for plan in todo:
         try:
-            court.judge(_propose(plan, court, workshop, options), findings)
+            court.judge(propose(plan, court, workshop, options), findings)
         except EngineError as exc:
             if not findings.rows:
                 raise
             findings.reason = f"the engine failed at {plan}: {exc}"
             break
-    return findings
 
 
-def _measured(findings: Findings, what: str, compute: Callable[[], Any]) -> Any:
+def measured(findings: Findings, what: str, compute: Callable[[], Any]) -> Any:
     """A value, or None where the engine has failed or fails now."""
     if findings.reason is not None:
         return None
@@ -157,7 +158,8 @@ def _measured(findings: Findings, what: str, compute: Callable[[], Any]) -> Any:
         return None
 
 
-def _propose(plan: Plan, court: Court, workshop: Workshop, options: VerifyOptions) -> Proposal:
+def propose(plan: Plan, court: Court, workshop: Workshop, options: VerifyOptions) -> Proposal:
+    """The plan's patch: given, kept from before, or crafted now."""
     if plan.given is not None:
         return Proposal(plan, Found(plan.given.pixels, plan.given.mask))
     found, seconds = court.store.found(
@@ -167,7 +169,8 @@ def _propose(plan: Plan, court: Court, workshop: Workshop, options: VerifyOption
     return Proposal(plan, found, seconds, workshop.subset(plan, options), steps)
 
 
-def _clean(subject: Subject, simulation: Subject | None, artifact: Artifact) -> dict[str, Any]:
+def clean_block(subject: Subject, simulation: Subject | None, artifact: Artifact) -> dict[str, Any]:
+    """Accuracy of an engine and its twin without a patch, and how they agree."""
     if simulation is None:
         twin = agreement = identical = steps = None
     else:
@@ -185,12 +188,13 @@ def _clean(subject: Subject, simulation: Subject | None, artifact: Artifact) -> 
     }
 
 
-def _widths(artifact: Artifact) -> list[str] | None:
+def trained_widths(artifact: Artifact) -> list[str] | None:
+    """Widths that the model was trained at, or None when its artifact does not say."""
     widths = artifact.manifest["source"].get("widths")
     return [str(width) for width in widths] if isinstance(widths, list) else None
 
 
-def _headline_survival(findings: Findings) -> dict[str, Any] | None:
+def headline_survival(findings: Findings) -> dict[str, Any] | None:
     """Survival under the attack that is strongest on the engine."""
     found: dict[str, Any] | None = findings.rows[findings.strongest]["survival"]
     return None if found is None else {**found, "attack": findings.strongest}
@@ -216,7 +220,8 @@ def _examples(split: Split, subject: Subject, findings: Findings) -> dict[str, A
     return {"attack": index, "images": images}
 
 
-def _data_block(split: Split, options: VerifyOptions) -> dict[str, Any]:
+def data_block(split: Split, options: VerifyOptions) -> dict[str, Any]:
+    """Which images were judged and crafted on."""
     def described(data: Dataset, n: int) -> dict[str, Any]:
         return {"name": data.name, "sha256": data.sha256, "n": n, "of": len(data)}
 
