@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SIBLINGS = ("export", "targets", "calib")
 CORE = {
     "__init__", "errors", "inttype", "files", "graph", "graph_nodes", "graph_check", "graph_io", "patch", "artifact", "inspection",
-    "statistics",
+    "statistics", "pool_artifact", "memory",
 }  # fmt: skip
 
 INTERNAL: dict[str, set[str]] = {
@@ -32,14 +32,16 @@ INTERNAL: dict[str, set[str]] = {
     "report": {"core"},
     "patch_files": {"core", "report"},
     "certify": {"core"},
+    "zoo": {"core"},
+    "__main__": {"cli"},
     "verify": {"core", "attacks", "data", "patch_files", "report", "targets"},
     "analysis": {"core", "attacks", "data", "patch_files", "report", "targets", "verify"},
     "cli": {
         "core", "data", "models", "quant", "calib", "run", "attacks", "defences", "export", "targets", "report",
-        "verify", "certify", "analysis", "patch_files",
+        "verify", "certify", "analysis", "patch_files", "zoo",
     },
 }  # fmt: skip
-"""What each layer may import of the package, besides itself. Nobody imports cli."""
+"""What each layer may import of the package, besides itself. Nobody imports cli but `python -m edgeguard`."""
 
 EXTERNAL: dict[str, set[str]] = {
     "core": {"numpy"},
@@ -55,6 +57,8 @@ EXTERNAL: dict[str, set[str]] = {
     "report": {"numpy", "matplotlib"},
     "patch_files": {"numpy", "PIL", "matplotlib"},
     "certify": {"numpy"},
+    "zoo": set(),
+    "__main__": set(),
     "analysis": {"numpy", "torch"},
     "verify": {"numpy", "torch", "tomli"},
     "cli": {"numpy", "typer", "rich", "tomli", "torch", "brevitas", "onnx", "onnxruntime", "tensorrt", "openvino"},
@@ -63,7 +67,7 @@ EXTERNAL: dict[str, set[str]] = {
 
 RUNTIMES = {"onnxruntime", "tensorrt", "openvino", "torch"}
 STANDARD = sys.stdlib_module_names | {"tomllib"}
-TORCH_FREE = ("", ".cli", ".data", ".targets", ".artifact", ".inspection", ".report", ".certify")
+TORCH_FREE = ("", ".cli", ".data", ".targets", ".artifact", ".pool_artifact", ".inspection", ".report", ".certify", ".zoo")
 HEAVY = ("torch", "torchvision", "onnx", "brevitas", "PIL")
 
 Import = tuple[int, str]
@@ -124,7 +128,7 @@ def violations(path: Path, layer: str) -> Iterator[str]:
 
 def test_every_layer_is_in_both_tables() -> None:
     assert INTERNAL.keys() == EXTERNAL.keys()
-    assert all(allowed <= INTERNAL.keys() - {"cli"} for allowed in INTERNAL.values())
+    assert all(allowed <= INTERNAL.keys() - {"cli"} for name, allowed in INTERNAL.items() if name != "__main__")
 
 
 def test_the_layers_have_no_cycle() -> None:

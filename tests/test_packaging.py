@@ -39,18 +39,24 @@ def test_the_package_list_is_what_lies_on_disk() -> None:
 
 
 def test_every_other_file_is_package_data() -> None:
-    for package, folder in package_folders().items():
+    packages = package_folders()
+    for package, folder in packages.items():
         patterns = SETUPTOOLS["package-data"].get(package, [])
         listed = {path for pattern in patterns for path in folder.glob(pattern)}
-        others = {path for path in folder.iterdir() if path.is_file() and path.suffix not in (".py", ".pyc")}
+        inner = [other for other in packages.values() if folder in other.parents]
+        others = {
+            path for path in folder.rglob("*")
+            if path.is_file() and path.suffix not in (".py", ".pyc") and not any(one in path.parents for one in inner)
+        }  # fmt: skip
         assert others == listed, f"package-data of {package} and its folder differ"
 
 
 def test_package_data_is_installed() -> None:
+    folders = package_folders()
     for package, patterns in SETUPTOOLS["package-data"].items():
-        installed = [Path(entry.name) for entry in importlib.resources.files(package).iterdir()]
-        for pattern in patterns:
-            assert any(entry.match(pattern) for entry in installed), f"{package} has no {pattern}"
+        installed = Path(str(importlib.resources.files(package)))
+        for path in (path for pattern in patterns for path in folders[package].glob(pattern)):
+            assert (installed / path.relative_to(folders[package])).is_file(), f"{package} is installed without {path}"
 
 
 def test_versions_agree() -> None:
