@@ -115,7 +115,7 @@ def entropy(observer: Observer, dtype: IntType) -> float:
     values = values.abs() if dtype.signed else values
     values = values[values > 0].double()
     full = float(values.max()) if values.numel() else 0.0
-    if full <= SMALLEST * dtype.qmax:
+    if full <= SMALLEST * dtype.qmax or dtype.qmax >= BINS:  # nothing there, or more levels than the histogram tells apart
         return minmax(observer, dtype)
     counts = torch.histc(values, BINS, 0.0, full).numpy()
     first = max(dtype.qmax + 1, BINS // THRESHOLDS)

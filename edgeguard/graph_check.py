@@ -38,6 +38,8 @@ def validate(graph: IntegerGraph) -> None:
     for name, tensor in graph.tensors.items():
         if tensor.name != name or math.prod(tensor.shape) > MAX_ELEMENTS or min(tensor.shape, default=0) < 1:
             raise InputError(f"tensor {name!r} is called {tensor.name!r} or has an impossible shape {tensor.shape}")
+        if tensor.dtype.bits > MAX_BITS and tensor.dtype != ACCUMULATOR:
+            raise InputError(f"tensor {name!r} has {tensor.dtype.bits} bits; integer engines run {MAX_BITS} at most")
     known = {graph.input}
     for node in graph.nodes:
         try:

@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from edgeguard.errors import InputError
 
 MIN_BITS, MAX_BITS = 2, 8
+"""Of what integer engines multiply."""
+MAX_TRAINED_BITS = 16
+"""Of what training simulates; the types above `MAX_BITS` enter no integer graph."""
 
 
 @dataclass(frozen=True)
 class IntType:
-    """An integer type of 2 to 8 bits (32 for accumulators).
+    """An integer type of 2 to 8 bits, of 9 to 16 in training alone, or of 32 for accumulators.
 
     narrow: a signed type without its most negative value, so that negation never overflows (weights).
     """
@@ -25,8 +28,8 @@ class IntType:
     narrow: bool = False
 
     def __post_init__(self) -> None:
-        if not (MIN_BITS <= self.bits <= MAX_BITS or (self.bits == 32 and self.signed)):
-            raise InputError(f"bit-width {self.bits} is not supported; expected {MIN_BITS} to {MAX_BITS}")
+        if not (MIN_BITS <= self.bits <= MAX_TRAINED_BITS or (self.bits == 32 and self.signed)):
+            raise InputError(f"bit-width {self.bits} is not supported; expected {MIN_BITS} to {MAX_TRAINED_BITS}")
         if self.narrow and not self.signed:
             raise InputError("a narrow range is only defined for signed types")
 
@@ -42,14 +45,16 @@ class IntType:
 
     @property
     def storage_bits(self) -> int:
-        """Bits per value in a file: ONNX has INT2, INT4, INT8 and INT32."""
-        return next(size for size in (2, 4, 8, 32) if self.bits <= size)
+        """Bits per value in a file: ONNX has INT2, INT4, INT8, INT16 and INT32."""
+        return next(size for size in (2, 4, 8, 16, 32) if self.bits <= size)
 
     @property
     def container(self) -> np.dtype[Any]:
         """The smallest NumPy integer dtype that holds every value."""
-        if self.bits > MAX_BITS:
+        if self.bits > MAX_TRAINED_BITS:
             return np.dtype(np.int32)
+        if self.bits > MAX_BITS:
+            return np.dtype(np.int16 if self.signed else np.uint16)
         return np.dtype(np.int8 if self.signed else np.uint8)
 
     def allowed(self, values: NDArray[Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edgeguard import files
 from edgeguard.errors import InputError
-from edgeguard.models import load_model
+from edgeguard.models import FloatModel, load_model
 from edgeguard.quant.model import Normalization, QuantizedModel, quantize_model
 from edgeguard.quant.scheme import QuantScheme
 from edgeguard.quant.width import Width, parse_width
@@ -75,8 +75,8 @@ class Run:
         limit = entry.get("max_weight_bits", QuantScheme.max_weight_bits)  # runs of version 0.1.0 have none
         return QuantScheme(self.widths, entry["boundary_bits"], entry["residual_bits"], entry["signed_activations"], limit)
 
-    def build(self) -> QuantizedModel:
-        """The run's quantized model with untrained weights: its architecture alone.
+    def float_model(self) -> FloatModel:
+        """The run's float model with untrained weights: its architecture alone.
 
         Raises:
             InputError: the configuration names a model that cannot be made.
@@ -84,11 +84,22 @@ class Run:
         entry = self.config["model"]
         try:
             model = load_model(entry["spec"], entry["num_classes"])
-            normalization = Normalization(tuple(entry["mean"]), tuple(entry["std"]))
+            return replace(model, mean=tuple(entry["mean"]), std=tuple(entry["std"]))
+        except (KeyError, TypeError) as exc:
+            raise InputError(f"{self.path / CONFIG} does not describe a model: {exc}") from exc
+
+    def build(self) -> QuantizedModel:
+        """The run's quantized model with untrained weights.
+
+        Raises:
+            InputError: the configuration names a model that cannot be made.
+        """
+        model = self.float_model()
+        try:
             scheme = self.scheme()
         except (KeyError, TypeError) as exc:
             raise InputError(f"{self.path / CONFIG} does not describe a model: {exc}") from exc
-        return quantize_model(model.module, scheme, normalization)
+        return quantize_model(model.module, scheme, Normalization(model.mean, model.std))
 
     def load_model(self) -> QuantizedModel:
         """The hardened model, in evaluation mode.

@@ -208,6 +208,11 @@ def gigantic(graph: IntegerGraph) -> Any:
     return graph.nodes, {**graph.tensors, "pixels": Tensor("pixels", (3, 1 << 20, 1 << 20), PIXEL, None)}
 
 
+def of_training(graph: IntegerGraph) -> Any:
+    tensor = dataclasses.replace(graph.tensors["conv1.out"], dtype=IntType(12, signed=False))
+    return graph.nodes, {**graph.tensors, "conv1.out": tensor}
+
+
 def flat(graph: IntegerGraph) -> Any:
     return graph.nodes, {**graph.tensors, "pixels": Tensor("pixels", (3, 143), PIXEL, None)}
 
@@ -227,6 +232,7 @@ def unread(graph: IntegerGraph) -> Any:
         (flat, "the input 'pixels' must be"),
         (misnamed, "'pixels' is called 'other'"),
         (gigantic, "impossible shape"),
+        (of_training, "'conv1.out' has 12 bits; integer engines run 8 at most"),
         (renamed, "same name"),
         (idle, r"\['idle'\] are never written or never read"),
         (unread, r"\['extra.out'\] are never written or never read"),

@@ -19,6 +19,10 @@ from edgeguard.inttype import ACCUMULATOR, PIXEL, IntType
         (IntType(3, False), 0, 7, 4, np.uint8, "uint3"),
         (IntType(2, True, narrow=True), -1, 1, 2, np.int8, "int2"),
         (IntType(2, True), -2, 1, 2, np.int8, "int2"),
+        (IntType(9, False), 0, 511, 16, np.uint16, "uint9"),
+        (IntType(12, True, narrow=True), -2047, 2047, 16, np.int16, "int12"),
+        (IntType(16, True), -(2**15), 2**15 - 1, 16, np.int16, "int16"),
+        (IntType(16, False), 0, 2**16 - 1, 16, np.uint16, "uint16"),
         (IntType(32, True), -(2**31), 2**31 - 1, 32, np.int32, "int32"),
     ],
 )
@@ -40,9 +44,9 @@ def test_allowed_takes_integers_only() -> None:
     assert not ACCUMULATOR.allowed(np.array([2**63], np.uint64))
 
 
-@pytest.mark.parametrize("bits", [-1, 0, 1, 9, 16, 31, 33])
+@pytest.mark.parametrize("bits", [-1, 0, 1, 17, 24, 31, 33])
 def test_unsupported_widths(bits: int) -> None:
-    with pytest.raises(InputError, match=f"bit-width {bits} is not supported; expected 2 to 8"):
+    with pytest.raises(InputError, match=f"bit-width {bits} is not supported; expected 2 to 16"):
         IntType(bits, True)
 
 

@@ -50,13 +50,13 @@ def _run(folder: Path, seed: int) -> dict[str, Any]:
     from edgeguard.cli.pipeline import export_run
     from edgeguard.cli.verify import Stages
     from edgeguard.data import load_dataset
-    from edgeguard.defences.config import HardenConfig, PatchTraining, preset
+    from edgeguard.defences.config import HardenConfig, PerImagePatches, UniversalPatches, preset
     from edgeguard.defences.harden import HardenJob, harden
     from edgeguard.quant.width import parse_widths
     from edgeguard.verify import VerifyOptions, verify
 
-    config = HardenConfig("qadt-r", parse_widths(",".join(BITS)), epochs=10, batch_size=64, flip=False, seed=seed,
-                          patches=PatchTraining(sizes=(5, 6), members=2))  # fmt: skip
+    config = HardenConfig("qadt-r", parse_widths(",".join(BITS)), epochs=4, batch_size=64, flip=False, seed=seed,
+                          universal=UniversalPatches(sizes=(5, 6)), per_image=PerImagePatches(sizes=(5, 6)))  # fmt: skip
     job = HardenJob(MODEL, DATA, preset(config), pretrain_epochs=6, eval_limit=360)
     train, test = load_dataset(DATA, "train"), load_dataset(DATA, "test")
     options = VerifyOptions(accesses=("engine",), patch_sizes=(6,), placements=("random", "worst"), stride=8, steps=60,

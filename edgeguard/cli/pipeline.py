@@ -77,8 +77,7 @@ class _Training:
         try:
             config = training["config"]
             channels, height, width = (int(side) for side in run.config["data"]["image_shape"])
-            patches = config["patches"]
             return _Training(str(training["data"]), training["image_size"], (channels, height, width),
-                             str(config["method"]), config["seed"], patches["sizes"] if patches else None)  # fmt: skip
+                             str(config["method"]), config["seed"], training["patch_sizes"])  # fmt: skip
         except (KeyError, TypeError, ValueError) as exc:
             raise InputError(f"{run.path}: the configuration of the run cannot be read: {exc}") from exc

@@ -2,10 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 PAD_SHARE = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Crops:
+    """Where the training crop of each image lies in the image padded by `pad`, and which crops are mirrored.
+
+    rows, columns: (n,) int64, 0 to 2 * pad. mirrored: (n,) bool.
+    """
+
+    pad: int
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    mirrored: NDArray[np.bool_]
+
+    @staticmethod
+    def draw(count: int, side: tuple[int, int], rng: np.random.Generator, flip: bool) -> Crops:
+        """Uniform offsets for images of `side` (H, W), padded by an eighth of it; half are mirrored, if `flip`."""
+        pad = max(1, min(side) // PAD_SHARE)
+        rows, columns = rng.integers(0, 2 * pad + 1, count), rng.integers(0, 2 * pad + 1, count)
+        mirrored: NDArray[np.bool_] = np.less(rng.random(count), 0.5) if flip else np.zeros(count, bool)
+        return Crops(pad, rows, columns, mirrored)
+
+    @staticmethod
+    def whole(count: int) -> Crops:
+        """Images as they are."""
+        return Crops(0, np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count, bool))
+
+    def cut(self, chosen: slice | NDArray[Any]) -> Crops:
+        """Those of some of the images."""
+        return Crops(self.pad, self.rows[chosen], self.columns[chosen], self.mirrored[chosen])
+
+    def apply(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """images: (n, 3, H, W) uint8; the result has that shape and type."""
+        count, _, height, width = images.shape
+        pad = self.pad
+        padded = np.pad(images, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+        rows = self.rows[:, None] + np.arange(height)
+        columns = self.columns[:, None] + np.arange(width)
+        columns = np.where(self.mirrored[:, None], columns[:, ::-1], columns)
+        out: NDArray[np.uint8] = padded[np.arange(count)[:, None, None, None], np.arange(3)[None, :, None, None],
+                                        rows[:, None, :, None], columns[:, None, None, :]]  # fmt: skip
+        return out
 
 
 def crop_and_flip(images: NDArray[np.uint8], rng: np.random.Generator, flip: bool) -> NDArray[np.uint8]:
@@ -13,14 +58,4 @@ def crop_and_flip(images: NDArray[np.uint8], rng: np.random.Generator, flip: boo
 
     images: (N, 3, H, W) uint8; the result has that shape and type.
     """
-    count, _, height, width = images.shape
-    pad = max(1, min(height, width) // PAD_SHARE)
-    padded = np.pad(images, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-    rows = rng.integers(0, 2 * pad + 1, count)[:, None] + np.arange(height)
-    columns = rng.integers(0, 2 * pad + 1, count)[:, None] + np.arange(width)
-    if flip:
-        mirrored: NDArray[np.bool_] = np.less(rng.random(count), 0.5)
-        columns = np.where(mirrored[:, None], columns[:, ::-1], columns)
-    out: NDArray[np.uint8] = padded[np.arange(count)[:, None, None, None], np.arange(3)[None, :, None, None],
-                                    rows[:, None, :, None], columns[:, None, None, :]]  # fmt: skip
-    return out
+    return Crops.draw(len(images), (images.shape[2], images.shape[3]), rng, flip).apply(images)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, TypeVar
 
 from edgeguard.errors import InputError
-from edgeguard.quant.width import Width
+from edgeguard.quant.width import Width, parse_width
+
+
+def _check_sizes(sizes: tuple[int, ...]) -> None:
+    if not sizes or min(sizes) < 1:
+        raise InputError(f"patch sizes must be positive, got {sizes}")
 
 
 @dataclass(frozen=True)
@@ -37,36 +42,164 @@ class GIR:
 
 
 @dataclass(frozen=True)
-class PatchTraining:
+class UniversalPatches:
     """A-QAPA inside training: a pool of universal patches that grow on the gradient of the training step itself.
 
     sizes: side lengths in pixels. members: patches of each size. share: part of each batch that is patched.
     per_step: patches in one batch. step_size: signed ascent in grey levels.
-    refresh_every: ascents until the member trained longest starts anew. inner_steps: extra ascents before a training
-    step, each one more forward and backward pass at a width drawn where the pool is weakest.
+    refresh_every: ascents until the member trained longest starts anew.
     """
 
     sizes: tuple[int, ...] = (5, 6, 8)
     members: int = 2
-    share: float = 0.5
+    share: float = 0.25
     per_step: int = 3
     step_size: float = 8.0
     refresh_every: int = 600
-    inner_steps: int = 0
 
     def __post_init__(self) -> None:
-        if not self.sizes or min(self.sizes) < 1:
-            raise InputError(f"patch sizes must be positive, got {self.sizes}")
-        if not 0.0 < self.share <= 1.0 or self.members < 1 or self.per_step < 1 or self.inner_steps < 0:
-            raise InputError("patch training needs 0 < share <= 1, members and per_step >= 1, inner_steps >= 0")
+        _check_sizes(self.sizes)
+        if not 0.0 < self.share <= 1.0 or self.members < 1 or self.per_step < 1:
+            raise InputError("universal patches need 0 < share <= 1, members and per_step >= 1")
+
+
+@dataclass(frozen=True)
+class PerImagePatches:
+    """A-QAPA for single images inside training: a batch is trained on `passes` times more, and its patches climb meanwhile.
+
+    Each image gets a patch of its own. Its gradient comes out of the training step itself, so an ascent is free; the first
+    pass, over clean images, tells where a patch would do most.
+
+    sizes: side lengths in pixels, one drawn for each batch. share: part of the batch that is patched. passes: over each
+    batch after the clean one. step_size: signed ascent in grey levels, halved towards the last pass. momentum: share of
+    the accumulated gradient kept. candidates: places compared by the clean gradient, at random; 1 takes any.
+    keep: share of the patches that go on from where the image's last one ended, an epoch before; needs crops that the
+    training loop makes itself, and is 0 for data sets with crops of their own.
+    """
+
+    sizes: tuple[int, ...] = (5, 6, 8, 10)
+    share: float = 0.75
+    passes: int = 3
+    step_size: float = 48.0
+    momentum: float = 0.5
+    candidates: int = 8
+    keep: float = 0.8
+
+    def __post_init__(self) -> None:
+        _check_sizes(self.sizes)
+        if not 0.0 < self.share <= 1.0 or self.passes < 1 or self.candidates < 1:
+            raise InputError("patches per image need 0 < share <= 1, passes and candidates >= 1")
+        if not 0.0 <= self.keep <= 1.0:
+            raise InputError(f"keep is a share between 0 and 1, got {self.keep}")
+        if not 0.5 <= self.step_size <= 255 or not 0.0 <= self.momentum < 1.0:
+            raise InputError(
+                f"expected 0.5 <= step size <= 255 and 0 <= momentum < 1, got {self.step_size} and {self.momentum}"
+            )
+
+
+MOVES = {"full": 4, "random": 1, "none": 0}
+"""Places that a move of a patch compares with its own."""
+
+
+@dataclass(frozen=True)
+class LocatedPatches:
+    """What `pbat` trains against: a patch of each image's own, crafted at one fixed width, whose place is optimized.
+
+    sizes: side lengths in pixels, one drawn for each batch. share: part of each batch that is patched.
+    attack_steps: signed ascents of a patch, and as many moves of its place. step_size: of an ascent, in grey levels.
+    moves: of the place, one with every ascent: "full" compares the four neighbours with it, "random" one of them, "none"
+    leaves it where it was drawn. stride: of a move, in pixels.
+    attack_width: the width attacked; None is the largest. single_width: train the weights at that width alone.
+    """
+
+    sizes: tuple[int, ...] = (8,)
+    share: float = 0.5
+    attack_steps: int = 25
+    step_size: float = 25.5
+    moves: str = "full"
+    stride: int = 2
+    attack_width: Width | None = None
+    single_width: bool = False
+
+    def __post_init__(self) -> None:
+        _check_sizes(self.sizes)
+        if not 0.0 < self.share <= 1.0 or self.attack_steps < 1 or self.stride < 1:
+            raise InputError(
+                "pbat needs 0 < share <= 1, attack steps and stride >= 1, got "
+                f"{self.share}, {self.attack_steps} and {self.stride}"
+            )
+        if not 0.5 <= self.step_size <= 255:
+            raise InputError(f"pbat's step size must be 0.5 to 255 grey levels, got {self.step_size}")
+        if self.moves not in MOVES:
+            raise InputError(f"unknown moves {self.moves!r} of pbat's patches; expected one of {', '.join(MOVES)}")
+
+
+@dataclass(frozen=True)
+class RandomPrecision:
+    """What `dwq` trains against: images perturbed everywhere, by one signed step from a random start.
+
+    epsilon: largest change of a pixel, in grey levels. step: of the attack, as a multiple of epsilon.
+    """
+
+    epsilon: float = 8.0
+    step: float = 1.25
+
+    def __post_init__(self) -> None:
+        if not 0 < self.epsilon <= 255 or not (math.isfinite(self.step) and self.step > 0):
+            raise InputError(
+                f"dwq needs 0 < epsilon <= 255 grey levels and a step above 0, got {self.epsilon} and {self.step}"
+            )
+
+
+@dataclass(frozen=True)
+class Disalignment:
+    """What `triqdef` trains with: universal patches, and penalties on what two widths have in common under them.
+
+    patches: as of qadt-r. feature_penalty, gradient_penalty: weights of the two, beside 1 of the loss; 0 switches one off.
+    penalty_every: batches from one with penalties to the next. penalty_images: how many patched images they are computed on.
+    layers: how many stages of the net count as features, from the last one back.
+    curriculum: part of the run in which the lower widths join the two highest, one after the other; 0 has all at once.
+    """
+
+    patches: UniversalPatches = UniversalPatches(sizes=(6,), share=0.5)
+    feature_penalty: float = 0.8
+    gradient_penalty: float = 0.5
+    penalty_every: int = 4
+    penalty_images: int = 16
+    layers: int = 2
+    curriculum: float = 0.5
+
+    def __post_init__(self) -> None:
+        penalties = (self.feature_penalty, self.gradient_penalty)
+        if any(not math.isfinite(value) or value < 0 for value in penalties):
+            raise InputError(f"the penalties of triqdef must be finite and not negative, got {penalties}")
+        if self.penalty_every < 1 or self.penalty_images < 1 or self.layers < 1:
+            raise InputError(
+                "triqdef needs penalty every, penalty images and layers of at least 1, got "
+                f"{self.penalty_every}, {self.penalty_images} and {self.layers}"
+            )
+        if not 0.0 <= self.curriculum <= 1.0:
+            raise InputError(f"the curriculum is a part of the run, 0 to 1, got {self.curriculum}")
+
+
+Part = TypeVar("Part", UniversalPatches, PerImagePatches)
+Baseline = LocatedPatches | RandomPrecision | Disalignment
+BASELINES: Mapping[str, type[Baseline]] = {"pbat": LocatedPatches, "dwq": RandomPrecision, "triqdef": Disalignment}
+"""Methods that have one part of their own and nothing else."""
+METHODS = ("qadt-r", "qat", *BASELINES)
 
 
 @dataclass(frozen=True)
 class HardenConfig:
-    """One training run. patches None: no defence (the `qat` baseline).
+    """One training run. What a method does not have is None: see `preset`.
 
-    batch_size: images a step. lr: peak of a cosine schedule with a linear warm-up. scale_lr: the same for log2 scales.
-    max_steps: stop after so many steps in all (0: never). amp: bfloat16 outside the quantizers (CUDA only).
+    batch_size: images a step, over all processes. accumulate: parts in which a batch is passed, to save memory; an update
+    follows after as many passes, from the sum of their gradients, so there are as many updates as with one part.
+    lr: peak of a cosine schedule with a linear warm-up. scale_lr: the same for log2 scales.
+    max_steps: stop after so many batches in all (0: never). flip: mirror images in augmentation.
+    distillation: weight of what the float model says of the clean image, against the label's; temperature: of both.
+    amp: bfloat16 outside the quantizers. compiled: train on one compiled graph for all widths.
+    pbat, dwq, triqdef: the part of the method of that name.
     """
 
     method: str
@@ -74,44 +207,141 @@ class HardenConfig:
     epochs: int = 8
     max_steps: int = 0
     batch_size: int = 128
-    lr: float = 0.02
+    accumulate: int = 1
+    lr: float = 0.05
     scale_lr: float = 1e-3
     momentum: float = 0.9
-    weight_decay: float = 1e-4
+    weight_decay: float = 2e-4
     warmup_steps: int = 100
     clip_norm: float = 2.0
     seed: int = 0
     augment: bool = True
     flip: bool = True
+    distillation: float = 0.5
+    temperature: float = 2.0
     amp: bool = False
-    patches: PatchTraining | None = None
+    compiled: bool = False
+    universal: UniversalPatches | None = UniversalPatches()
+    per_image: PerImagePatches | None = PerImagePatches()
     gir: GIR = GIR()
+    pbat: LocatedPatches | None = None
+    dwq: RandomPrecision | None = None
+    triqdef: Disalignment | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 2 or self.max_steps < 0 or self.seed < 0:
-            raise InputError("training needs epochs >= 1, batch size >= 2, max steps >= 0 and seed >= 0")
+        if self.epochs < 1 or self.batch_size < 2 or self.max_steps < 0 or self.seed < 0 or self.accumulate < 1:
+            raise InputError("training needs epochs and accumulate >= 1, batch size >= 2, max steps and seed >= 0")
+        if self.batch_size // self.accumulate < 2:
+            raise InputError(f"each of {self.accumulate} parts of a batch of {self.batch_size} needs at least 2 images")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"the learning rate must be positive, got {self.lr}")
+        if not 0.0 <= self.distillation <= 1.0 or not self.temperature > 0:
+            raise InputError(
+                f"expected 0 <= distillation <= 1 and a temperature above 0, got {self.distillation}, {self.temperature}"
+            )
+        attacked = self.pbat.attack_width if self.pbat is not None else None
+        if attacked is not None and attacked not in self.widths:
+            names = ", ".join(str(width) for width in self.widths)
+            raise InputError(f"pbat attacks width {attacked}, which is not trained; choose one of {names}")
+        if self.triqdef is not None and len(self.widths) < 2:
+            raise InputError("triqdef compares two widths; train at two or more, for example --bits 8,4,2")
 
     def width_probabilities(self) -> list[float]:
-        """DBWT draws each step's width in proportion to 1 / weight bits: the lower the width, the more it must learn."""
+        """DBWT draws each pass's width in proportion to 1 / weight bits: the lower the width, the more it must learn."""
         shares = [1.0 / width.weight for width in self.widths]
         return [share / sum(shares) for share in shares]
+
+    def patch_sizes(self) -> list[int] | None:
+        """Sides of the patches trained against, ascending; None without any."""
+        patches = self.triqdef.patches if self.triqdef is not None else None
+        parts = [part.sizes for part in (self.universal, self.per_image, self.pbat, patches) if part is not None]
+        return sorted({side for sizes in parts for side in sizes}) or None
+
+
+def against(part: Part, sizes: tuple[int, ...] | None) -> Part:
+    """The part with patches of other sizes; None leaves its own."""
+    return part if sizes is None else replace(part, sizes=sizes)
 
 
 QADT_R_GIR = GIR(backward_noise=0.1, alignment=0.1, alignment_every=16, patch_noise=0.5)
 
 
-def preset(config: HardenConfig, gir: Mapping[str, Any] | None = None) -> HardenConfig:
-    """The parts that the configuration's method switches on; `gir` overrides single parts of the regularization.
+def preset(
+    config: HardenConfig, gir: Mapping[str, Any] | None = None, options: Mapping[str, Any] | None = None
+) -> HardenConfig:
+    """The parts that the configuration's method switches on, and no others.
+
+    gir: overrides single parts of the regularization. options: of a baseline's part, by the names of its fields; `sizes`
+    are those of its patches.
 
     Raises:
-        InputError: an unknown method, or a part that the method does not have.
+        InputError: an unknown method, or a part or option that the method does not have.
     """
-    if config.method == "qat":
-        if gir:
-            raise InputError(f"method qat is the undefended baseline: it has no {', '.join(gir)}")
-        return replace(config, patches=None, gir=GIR())
-    if config.method == "qadt-r":
-        return replace(config, patches=config.patches or PatchTraining(), gir=replace(QADT_R_GIR, **(gir or {})))
-    raise InputError(f"unknown method {config.method!r}; expected qadt-r or qat")
+    method, given = config.method, dict(options or {})
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
+    if method == "qat" and (gir or given):
+        raise InputError(f"method qat is the undefended baseline: it has no {', '.join([*(gir or {}), *given])}")
+    none: dict[str, Any] = dict.fromkeys(BASELINES)
+    if method == "qadt-r":
+        _refuse(method, given)
+        return replace(config, gir=replace(QADT_R_GIR, **(gir or {})), **none)
+    plain = replace(config, universal=None, per_image=None, gir=GIR(), **none)
+    if method == "qat":
+        return plain
+    _refuse(method, gir or {})
+    kind = BASELINES[method]
+    if kind is Disalignment and "sizes" in given:
+        given["patches"] = against(Disalignment.patches, given.pop("sizes"))
+    _refuse(method, given.keys() - {entry.name for entry in fields(kind)})
+    part: dict[str, Any] = {method: kind(**given)}
+    return replace(plain, **part)
+
+
+def _refuse(method: str, names: Iterable[str]) -> None:
+    surplus = sorted(names)
+    if surplus:
+        raise InputError(f"method {method} has no {', '.join(surplus)}; leave that out")
+
+
+def passes_per_batch(config: HardenConfig) -> float:
+    """Forward and backward passes of the whole net over a whole batch that one step takes, for budgets and progress.
+
+    A forward pass alone counts a third; passes over fewer images count as many of them as there are. A penalty on input
+    gradients counts twice, for it is differentiated once more.
+    """
+    pbat, triqdef = config.pbat, config.triqdef
+    if pbat is not None:
+        return 1.0 + pbat.share * pbat.attack_steps * (1.0 + MOVES[pbat.moves] / 3.0)
+    if config.dwq is not None:
+        return 2.0
+    if triqdef is not None:
+        penalized = triqdef.feature_penalty > 0 or triqdef.gradient_penalty > 0
+        passes = 2.0 * (2.0 if triqdef.gradient_penalty else 1.0) if penalized else 0.0
+        images = min(triqdef.penalty_images, max(1, round(triqdef.patches.share * config.batch_size)))
+        return 1.0 + passes * images / config.batch_size / triqdef.penalty_every
+    return 1.0 + (config.per_image.passes if config.per_image is not None else 0)
+
+
+def part_to_json(part: Any) -> dict[str, Any]:
+    """A part of a configuration as plain JSON values."""
+    entry = asdict(part)
+    if entry.get("attack_width") is not None:
+        entry["attack_width"] = str(part.attack_width)
+    return entry
+
+
+def part_from_json(kind: Any, entry: Mapping[str, Any]) -> Any:
+    """The part of class `kind` that `part_to_json` wrote.
+
+    Raises:
+        KeyError, TypeError: a key is missing or unknown. InputError: a value that the part refuses.
+    """
+    values = dict(entry)
+    if "sizes" in values:
+        values["sizes"] = tuple(values["sizes"])
+    if values.get("attack_width") is not None:
+        values["attack_width"] = parse_width(values["attack_width"])
+    if "patches" in values:
+        values["patches"] = part_from_json(UniversalPatches, values["patches"])
+    return kind(**values)

@@ -36,7 +36,7 @@ def evaluate(trainer: Trainer, dataset: Dataset, limit: int, seed: int) -> dict[
 
     rng = np.random.default_rng([seed, trainer.step_index])
     attacked = []
-    for patch in trainer.pool.patches() if trainer.pool is not None else []:
+    for patch in trainer.defence.patches():
         places = random_positions(count, (images.shape[2], images.shape[3]), patch.size, rng)
         attacked.append((f"{patch.size[0]}x{patch.size[1]}", apply_patch(images, patch.pixels, patch.mask, places)))
     for width in trainer.config.widths:

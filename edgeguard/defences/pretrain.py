@@ -34,9 +34,11 @@ def pretrain(model: FloatModel, dataset: Dataset, config: HardenConfig, epochs: 
         if step % per_epoch == 0:
             order = rng.permutation(len(dataset))
         indices = order[(step % per_epoch) * config.batch_size :][: config.batch_size]
-        images = dataset.images(indices)
-        if config.augment:
-            images = crop_and_flip(images, rng, config.flip)
+        if config.augment and dataset.crop is not None:
+            images = dataset.augmented(indices, rng, config.flip)
+        else:
+            images = dataset.images(indices)
+            images = crop_and_flip(images, rng, config.flip) if config.augment else images
         optimizer.param_groups[0]["lr"] = PEAK_LR * 0.5 * (1.0 + math.cos(math.pi * step / (per_epoch * epochs)))
         pixels = torch.from_numpy(images).to(device).float() / 255.0
         loss = F.cross_entropy(module((pixels - mean) / std), torch.from_numpy(dataset.labels[indices]).to(device))

@@ -61,6 +61,10 @@ class CalibrateJob:
     max_weight_bits: int = MAX_BITS
 
     def __post_init__(self) -> None:
+        if training_only := [str(width) for width in self.widths if not width.deployable]:
+            raise InputError(
+                f"no integer engine runs {', '.join(training_only)} bits; calibrate at {MAX_BITS} bits or fewer"
+            )
         if self.estimator not in ESTIMATORS:
             raise InputError(f"unknown estimator {self.estimator!r}; expected one of {', '.join(ESTIMATORS)}")
         if not 0.0 <= self.patched <= 1.0:
@@ -106,7 +110,10 @@ def quantize(job: CalibrateJob, out: Path, listener: Listener, command: str = ""
     calibrate(model, images, job.estimator, on_batch=listener.on_images)
     count = min(job.eval_limit, len(test))
     listener.on_phase("measure", count * (len(scheme.widths) + 1))
-    metrics: dict[str, Any] = {"step": 0, "float": _accuracy(_normalized(float_model, device), test, count, device, listener)}
+    metrics: dict[str, Any] = {
+        "step": 0,
+        "float": _accuracy(_normalized(float_model, device), test, count, device, listener),
+    }
     metrics["widths"] = {}
     for width in scheme.widths:
         with model.at(width):
@@ -145,9 +152,9 @@ def job_to_json(job: CalibrateJob) -> dict[str, Any]:
         "model": job.model, "data": job.data, "weights": str(job.weights) if job.weights else None,
         "image_size": job.image_size, "estimator": job.estimator, "calibration_images": job.calibration_images,
         "eval_limit": job.eval_limit, "device": job.device, "signed_activations": job.signed_activations,
-        "max_weight_bits": job.max_weight_bits,
+        "max_weight_bits": job.max_weight_bits, "patch_sizes": None,
         "config": {
-            "method": CALIBRATED, "widths": [str(width) for width in job.widths], "seed": job.seed, "patches": None,
+            "method": CALIBRATED, "widths": [str(width) for width in job.widths], "seed": job.seed,
             "patched": job.patched, "patch": str(job.patch) if job.patch else None,
             "patch_sha256": files.sha256(job.patch) if job.patch else None, "patch_size": job.patch_size,
         },

@@ -1,83 +1,90 @@
-"""The one training loop: dynamic bit-width training (DBWT) over clean and patched images, with GIR where switched on.
+"""The one training loop that every defence shares: batches, widths, schedule, updates. What a batch is for, defences say.
 
-The paper behind QADT-R (arXiv 2503.07058) describes the parts in words; the equations here are ours. One step:
-
-1. draw a width (DBWT) and a batch; paste pool patches at random places on a share of it (A-QAPA);
-2. one forward and one backward pass at that width; the patches' gradients come out of the same backward pass;
-3. optimizer step for the weights (descent), signed step for the patches (ascent), projected to uint8 pixels.
+The weights are trained at all widths at once (dynamic bit-width training): each pass runs at a width drawn anew.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import closing, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from edgeguard.attacks.pool import PatchPool, PoolConfig
-from edgeguard.data import Dataset
-from edgeguard.defences.augment import crop_and_flip
+from edgeguard.data import Dataset, batches
+from edgeguard.defences.augment import Crops
 from edgeguard.defences.config import HardenConfig
-from edgeguard.defences.gir import frozen_statistics, gradient_alignment
+from edgeguard.defences.defence import Batch, Defence, StepResult
+from edgeguard.defences.distributed import ALONE, Processes, data_parallel, forbid_local_statistics
+from edgeguard.defences.dwq import DWQ
+from edgeguard.defences.pbat import PBAT
+from edgeguard.defences.qadt_r import QADTR
+from edgeguard.defences.qat import QAT
+from edgeguard.defences.triqdef import TriQDef
 from edgeguard.errors import InputError
-from edgeguard.patch import apply_patch, random_positions
+from edgeguard.models import FloatModel
 from edgeguard.quant.model import QuantizedModel
+from edgeguard.quant.view import CompiledView
 from edgeguard.quant.width import Width
 
-STREAMS = {"order": 0, "width": 1, "augment": 2, "patch": 3, "gir": 4}
-RUNNING = 0.98
-"""Decay of the running patch success per width, which steers the widths of inner attack steps."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one step measured: the training loss, the width, accuracy on its clean and on its patched images."""
-
-    loss: float
-    width: Width
-    clean_accuracy: float
-    patched_accuracy: float | None
+STREAMS = {"order": 0, "width": 1, "augment": 2, "patch": 3, "gir": 4, "per-image": 6, "memory": 7}
+"""Purposes of random numbers; 5 is pretraining's."""
+_Images = tuple[NDArray[np.int64], NDArray[np.uint8], "Crops | None"]
+"""Indices of a part of a batch, this process's images of it, augmented, and where the crops of all lie."""
 
 
 class Trainer:
-    """Holds everything a run needs to continue: model, optimizers, pool and counters."""
+    """Holds everything a run needs to continue: model, optimizers, defence and counters.
 
-    def __init__(self, model: QuantizedModel, dataset: Dataset, config: HardenConfig, device: torch.device) -> None:
+    teacher: the float model, where the configuration distils. processes: that train the model together.
+
+    Raises:
+        InputError: a batch cannot be dealt out evenly to the processes.
+    """
+
+    def __init__(self, model: QuantizedModel, dataset: Dataset, config: HardenConfig, device: torch.device,
+                 teacher: FloatModel | None = None, processes: Processes = ALONE) -> None:  # fmt: skip
+        processes.check(config.batch_size, config.accumulate)
+        self.processes = processes
         self.model = model.to(device).to(memory_format=torch.channels_last)
         self.dataset, self.config, self.device = dataset, config, device
+        self.teacher = _Teacher(teacher, device) if teacher is not None and config.distillation else None
+        self._forward: Callable[[Tensor], Tensor] = self.model
+        if config.compiled or processes.world > 1:
+            self._forward = CompiledView(self.model, config.compiled, processes.world)
         self.labels = torch.from_numpy(dataset.labels).to(device)
         self.steps_per_epoch = max(1, len(dataset) // config.batch_size)
         planned = self.steps_per_epoch * config.epochs
         self.total_steps = min(planned, config.max_steps) if config.max_steps else planned
         self.step_index = 0
-        scales = [group.log_scale for group in model.groups()]
-        weights = [p for p in model.body.parameters() if not any(p is scale for scale in scales)]
+        self._passes = 0
+        self._scales = [group.log_scale for group in model.groups()]
+        self._weights = [p for p in model.body.parameters() if not any(p is scale for scale in self._scales)]
         self.weight_optimizer = torch.optim.SGD(
-            weights, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0
-        )
-        self.scale_optimizer = torch.optim.Adam(scales, lr=config.scale_lr)
-        self.pool: PatchPool | None = None
-        self.success = np.full(len(config.widths), 0.5)
-        if config.patches is not None:
-            part = config.patches
-            self.pool = PatchPool(
-                PoolConfig(part.sizes, part.members, part.refresh_every, config.gir.patch_noise, config.seed)
-            )
+            self._weights, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay,
+            nesterov=config.momentum > 0,
+        )  # fmt: skip
+        self.scale_optimizer = torch.optim.Adam(self._scales, lr=config.scale_lr)
         model.noise.sigma = config.gir.backward_noise
+        model.noise.rank, model.noise.world = processes.rank, processes.world
+        self._parallel = data_parallel(self.model) if processes.world > 1 else None
+        if processes.world > 1:
+            processes.copied(self.model, device)
+            forbid_local_statistics(self.model)
+        self.defence = make_defence(self)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """By the prefix of their entries in a checkpoint."""
         return {"sgd": self.weight_optimizer, "adam": self.scale_optimizer}
 
-    def _rng(self, stream: str, step: int) -> np.random.Generator:
-        return np.random.default_rng([self.config.seed, STREAMS[stream], step])
+    def rng(self, stream: str, *numbers: int) -> np.random.Generator:
+        """The generator of one purpose at one place of the run: equal numbers, equal draws."""
+        return np.random.default_rng([self.config.seed, STREAMS[stream], *numbers])
 
     @property
     def epoch(self) -> int:
@@ -90,46 +97,131 @@ class Trainer:
 
     def run_epoch(self, on_step: Callable[[StepResult], None] | None = None) -> None:
         """Train until the end of the current epoch or of the run."""
+        first, size = self.step_index, self.config.batch_size
         end = min((self.epoch + 1) * self.steps_per_epoch, self.total_steps)
-        order = self._rng("order", self.epoch).permutation(len(self.dataset))
-        while self.step_index < end:
-            start = (self.step_index % self.steps_per_epoch) * self.config.batch_size
-            result = self.step(order[start : start + self.config.batch_size])
-            if on_step is not None:
-                on_step(result)
+        order = self.rng("order", self.epoch).permutation(len(self.dataset))
+        start = (first % self.steps_per_epoch) * size
+        wanted = order[start : start + (end - first) * size]
+
+        def make(number: int, indices: NDArray[np.int64]) -> list[_Images]:
+            return self._images(indices, first + number)
+
+        with closing(batches(wanted, size, make)) as made:
+            for parts in made:
+                result = self._train(parts)
+                if on_step is not None:
+                    on_step(result)
 
     def step(self, indices: NDArray[np.int64]) -> StepResult:
-        """One optimizer step on the images at `indices` of the training set."""
-        config, step = self.config, self.step_index
-        width = config.widths[int(self._rng("width", step).choice(len(config.widths), p=config.width_probabilities()))]
-        images = self.dataset.images(indices)
-        if config.augment:
-            images = crop_and_flip(images, self._rng("augment", step), config.flip)
-        pixels = torch.from_numpy(images).to(self.device).float().contiguous(memory_format=torch.channels_last)
-        labels = self.labels[torch.from_numpy(indices).to(self.device)]
+        """All passes over the images at `indices` of the training set."""
+        return self._train(self._images(indices, self.step_index))
+
+    def _images(self, indices: NDArray[np.int64], step: int) -> list[_Images]:
+        """The parts of a batch, read and augmented."""
+        count = self.config.accumulate
+        parts = [indices[part::count] for part in range(count)]
+        return [(part, *self._augmented(part, self.rng("augment", step, n))) for n, part in enumerate(parts)]
+
+    def _train(self, parts: list[_Images]) -> StepResult:
         self.model.train()
-        self.model.noise.generator.manual_seed(int(self._rng("gir", step).integers(1 << 62)))
         self._schedule()
-        if self.pool is not None and config.patches is not None:
-            for inner in range(config.patches.inner_steps):
-                self._inner_step(pixels, labels, step, inner)
-        rng = self._rng("patch", step)
-        patched, leaves = self._paste(pixels, rng)
-        with self.model.at(width), self._autocast():
-            logits = self.model(patched).float()
-        loss = F.cross_entropy(logits, labels)
-        total = loss
-        if config.gir.alignment and step % config.gir.alignment_every == 0 and len(config.widths) > 1:
-            total = loss + config.gir.alignment * self._alignment(pixels, labels, width, step)
-        self.weight_optimizer.zero_grad(set_to_none=True)
-        self.scale_optimizer.zero_grad(set_to_none=True)
-        if not bool(torch.isfinite(total)):
-            raise InputError(f"the loss is no longer finite at step {step}; try a lower --lr")
-        total.backward()  # type: ignore[no-untyped-call]
-        self._descend()
-        self._ascend(leaves)
+        self._passes = 0
+        results = [self.defence.train(self._batch(*images, part)) for part, images in enumerate(parts)]
         self.step_index += 1
-        return self._result(float(loss.detach()), width, logits.detach(), labels, leaves)
+        result = results[0] if len(parts) == 1 else _mean(results)
+        return result if self._parallel is None else _over(self.processes, result)
+
+    def _batch(self, indices: NDArray[np.int64], images: NDArray[np.uint8], crops: Crops | None, part: int) -> Batch:
+        step, rows = self.step_index, self.processes.rows
+        pixels = torch.from_numpy(images).to(self.device).float().contiguous(memory_format=torch.channels_last)
+        labels = self.labels[torch.from_numpy(indices[rows].copy()).to(self.device)]
+        taught = None
+        if self.teacher is not None:
+            with torch.no_grad(), self.autocast():
+                taught = self.teacher(pixels).float()
+
+        def rng(stream: str, *numbers: int) -> np.random.Generator:
+            return self.rng(stream, step, part, *numbers)
+
+        return Batch(pixels, labels, taught, step, indices, crops, rows, rng)
+
+    def _augmented(
+        self, indices: NDArray[np.int64], rng: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], Crops | None]:
+        """This process's training images, and where the crops of all lie; None where the data set makes its own."""
+        config, dataset, rows = self.config, self.dataset, self.processes.rows
+        if config.augment and dataset.crop is not None:
+            draws = rng.random((len(indices), dataset.crop_draws))
+            return dataset.cropped(indices[rows], draws[rows], config.flip), None
+        images = dataset.images(indices[rows])
+        if not config.augment:
+            return images, Crops.whole(len(indices))
+        crops = Crops.draw(len(indices), (images.shape[2], images.shape[3]), rng, config.flip)
+        return crops.cut(rows).apply(images), crops
+
+    def gathered(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Rows of a batch, or of the first images of it, from all processes, in the batch's order."""
+        return self.processes.gathered(values)
+
+    def draw_width(self, batch: Batch, number: int = 0) -> Width:
+        """The width of a batch's pass with this number."""
+        widths = self.config.widths
+        return widths[int(batch.rng("width", number).choice(len(widths), p=self.config.width_probabilities()))]
+
+    def forward(self, pixels: Tensor, width: Width) -> Tensor:
+        """Logits (n, classes) float32 of a training pass. Gradients of gradients: use `model` itself."""
+        seed = int(self.rng("gir", self.step_index, self._passes).integers(1 << 62))
+        self.model.noise.generator.manual_seed(seed)
+        with self.model.at(width), self.autocast():
+            return self._forward(pixels).float()
+
+    def loss(self, logits: Tensor, labels: Tensor, taught: Tensor | None) -> Tensor:
+        """Cross-entropy, mixed with the divergence from the float model's softened answer (Hinton et al. 2015).
+
+        What is taught is the answer to the *clean* image, also for an image under a patch.
+        """
+        hard = F.cross_entropy(logits, labels)
+        if taught is None:
+            return hard
+        heat, share = self.config.temperature, self.config.distillation
+        soft = F.kl_div(F.log_softmax(logits / heat, 1), F.softmax(taught / heat, 1), reduction="batchmean")
+        return (1 - share) * hard + share * heat * heat * soft
+
+    def descend(self, loss: Tensor) -> None:
+        """Backward, and an update of weights and scales after every `accumulate` passes, from the sum of their gradients.
+
+        loss: a mean over this process's images. Parameters receive the gradient of the mean over all processes; tensors
+        of this process alone, as its pixels, receive `world` times what they would in one process.
+
+        Raises:
+            InputError: the loss is no longer finite, in any process.
+        """
+        config = self.config
+        if self.processes.any(not bool(torch.isfinite(loss))):
+            raise InputError(f"the loss is no longer finite at step {self.step_index}; try a lower --lr")
+        if self._passes % config.accumulate == 0:
+            self.weight_optimizer.zero_grad(set_to_none=True)
+            self.scale_optimizer.zero_grad(set_to_none=True)
+        self._passes += 1
+        complete = self._passes % config.accumulate == 0
+        self._backward(loss / config.accumulate, complete)
+        if complete:
+            if config.clip_norm:
+                torch.nn.utils.clip_grad_norm_(self._weights, config.clip_norm)
+            self.weight_optimizer.step()
+            self.scale_optimizer.step()
+
+    def _backward(self, loss: Tensor, complete: bool) -> None:
+        """complete: whether gradients are averaged over the processes now, or still added up in each."""
+        if self._parallel is None:
+            loss.backward()  # type: ignore[no-untyped-call]
+            return
+        with nullcontext() if complete else self._parallel.no_sync():
+            self._parallel(loss).backward()
+
+    def summed(self, gradient: Tensor) -> Tensor:
+        """The gradient by something that all processes share, as a universal patch, over the images of all of them."""
+        return self.processes.averaged(gradient)
 
     def _schedule(self) -> None:
         """Linear warm-up, then a cosine to zero over the whole run."""
@@ -140,71 +232,52 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor
 
-    def _autocast(self) -> Any:
+    def autocast(self) -> Any:
+        """bfloat16 for the operations that take it, where the configuration says so."""
         if self.config.amp:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
-    def _paste(self, pixels: Tensor, rng: np.random.Generator) -> tuple[Tensor, list[tuple[int, Tensor, slice]]]:
-        """Paste drawn patches on the first images of the batch; returns the batch and (member, leaf, images) of each."""
-        part = self.config.patches
-        if self.pool is None or part is None:
-            return pixels, []
-        count = max(1, round(len(pixels) * part.share))
-        members = self.pool.draw(rng, min(part.per_step, count))
-        bounds = np.linspace(0, count, len(members) + 1).astype(int)
-        pieces, leaves = [], []
-        for member, start, stop in zip(members.tolist(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-            leaf = torch.from_numpy(self.pool[member]).to(self.device).requires_grad_(True)
-            side = leaf.shape[-1]
-            places = random_positions(stop - start, (pixels.shape[2], pixels.shape[3]), (side, side), rng)
-            pieces.append(apply_patch(pixels[start:stop], leaf, np.ones((side, side), bool), places))
-            leaves.append((member, leaf, slice(start, stop)))
-        batch = torch.cat([*pieces, pixels[count:]])
-        return batch.contiguous(memory_format=torch.channels_last), leaves
 
-    def _inner_step(self, pixels: Tensor, labels: Tensor, step: int, inner: int) -> None:
-        """One extra ascent of the pool at a width drawn where patches succeed least; no weight changes."""
-        rng = np.random.default_rng([self.config.seed, STREAMS["patch"], step, inner + 1])
-        weakness = 1.0 - self.success + 0.05
-        width = self.config.widths[int(rng.choice(len(weakness), p=weakness / weakness.sum()))]
-        patched, leaves = self._paste(pixels, rng)
-        count = leaves[-1][2].stop
-        with frozen_statistics(self.model), self.model.at(width), self._autocast():
-            loss = F.cross_entropy(self.model(patched[:count]).float(), labels[:count])
-        gradients = torch.autograd.grad(loss, [leaf for _, leaf, _ in leaves])
-        for (member, _, _), gradient in zip(leaves, gradients, strict=True):
-            self._ascend_member(member, gradient)
+def _mean(results: list[StepResult]) -> StepResult:
+    """Of the parts of one batch; the width is the last one's."""
+    patched = [r.patched_accuracy for r in results if r.patched_accuracy is not None]
+    return StepResult(
+        float(np.mean([r.loss for r in results])), results[-1].width,
+        float(np.mean([r.clean_accuracy for r in results])), float(np.mean(patched)) if patched else None,
+    )  # fmt: skip
 
-    def _alignment(self, pixels: Tensor, labels: Tensor, width: Width, step: int) -> Tensor:
-        others = [other for other in self.config.widths if other != width]
-        other = others[int(self._rng("gir", step).integers(len(others)))]
-        count = min(self.config.gir.alignment_images, len(pixels))
-        return gradient_alignment(self.model, pixels[-count:], labels[-count:], (width, other))
 
-    def _descend(self) -> None:
-        if self.config.clip_norm:
-            parameters = self.weight_optimizer.param_groups[0]["params"]
-            torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
-        self.weight_optimizer.step()
-        self.scale_optimizer.step()
+def _over(processes: Processes, result: StepResult) -> StepResult:
+    """The mean over the processes."""
+    patched = math.nan if result.patched_accuracy is None else result.patched_accuracy
+    loss, clean, under = processes.mean([result.loss, result.clean_accuracy, patched])
+    return StepResult(loss, result.width, clean, None if math.isnan(under) else under)
 
-    def _ascend(self, leaves: list[tuple[int, Tensor, slice]]) -> None:
-        for member, leaf, _ in leaves:
-            if leaf.grad is not None:
-                self._ascend_member(member, leaf.grad)
 
-    def _ascend_member(self, member: int, gradient: Tensor) -> None:
-        if self.pool is not None and self.config.patches is not None:
-            self.pool.ascend(member, gradient.cpu().numpy(), self.config.patches.step_size)
+class _Teacher(nn.Module):
+    """A float model in evaluation mode, from pixels. (n, 3, H, W) float32, 0 to 255, to logits."""
 
-    def _result(self, loss: float, width: Width, logits: Tensor, labels: Tensor,
-                leaves: list[tuple[int, Tensor, slice]]) -> StepResult:  # fmt: skip
-        correct = (logits.argmax(1) == labels).float()
-        count = leaves[-1][2].stop if leaves else 0
-        patched = float(correct[:count].mean()) if count else None
-        clean = float(correct[count:].mean()) if count < len(correct) else float("nan")
-        if patched is not None:
-            index = self.config.widths.index(width)
-            self.success[index] = RUNNING * self.success[index] + (1 - RUNNING) * (1.0 - patched)
-        return StepResult(loss, width, clean, patched)
+    def __init__(self, model: FloatModel, device: torch.device) -> None:
+        super().__init__()
+        self.module = model.module.to(device).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self._mean = 255 * torch.tensor(model.mean, device=device).view(1, 3, 1, 1)
+        self._std = 255 * torch.tensor(model.std, device=device).view(1, 3, 1, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.module((pixels - self._mean) / self._std)
+        return logits
+
+
+def make_defence(trainer: Trainer) -> Defence:
+    """The defence that the configuration's method names."""
+    config = trainer.config
+    if config.method == "qat":
+        return QAT(trainer)
+    if config.pbat is not None:
+        return PBAT(trainer, config.pbat)
+    if config.dwq is not None:
+        return DWQ(trainer, config.dwq)
+    if config.triqdef is not None:
+        return TriQDef(trainer, config.triqdef)
+    return QADTR(trainer, config.universal, config.per_image)

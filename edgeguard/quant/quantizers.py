@@ -30,19 +30,24 @@ class GradientNoise(nn.Module):
     """GIR, part (a): multiplicative noise on what activation quantizers pass backward, one factor per image and channel.
 
     One instance is shared by a model's quantizers; `sigma` 0 switches it off. It acts in training mode only.
+
+    rank, world: this process and how many there are. Factors are drawn for the images of all and cut, image `n` of a
+    batch being in process `n % world`, so that each image's noise is the same for any number of them.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.sigma = 0.0
+        self.rank, self.world = 0, 1
         self.generator = torch.Generator()
 
     def draw(self, x: Tensor) -> Tensor | None:
         """(N, C, 1, ...) factors around 1, or None when switched off."""
         if self.sigma == 0.0 or not self.training:
             return None
-        shape = x.shape[:2] + (1,) * (x.dim() - 2)
-        return torch.randn(shape, generator=self.generator).mul_(self.sigma).add_(1.0).to(x.device)
+        shape = (len(x) * self.world, x.shape[1]) + (1,) * (x.dim() - 2)
+        drawn = torch.randn(shape, generator=self.generator).mul_(self.sigma).add_(1.0)
+        return drawn[self.rank :: self.world].to(x.device)
 
 
 class ScaleGroup(nn.Module):

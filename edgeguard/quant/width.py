@@ -10,20 +10,31 @@ from dataclasses import dataclass
 from torch import nn
 
 from edgeguard.errors import InputError
-from edgeguard.inttype import MAX_BITS, MIN_BITS
+from edgeguard.inttype import MAX_BITS, MAX_TRAINED_BITS, MIN_BITS
 
 
 @dataclass(frozen=True, order=True)
 class Width:
-    """Bits of the weights and of the activations between the first and the last layer."""
+    """Bits of the weights and of the activations between the first and the last layer.
+
+    Widths above 8 exist in training alone, as random-precision training draws them; no integer engine runs them.
+    """
 
     weight: int
     activation: int
 
     def __post_init__(self) -> None:
         for bits in (self.weight, self.activation):
-            if not MIN_BITS <= bits <= MAX_BITS:
-                raise InputError(f"bit-width {bits} is not supported; expected {MIN_BITS} to {MAX_BITS}")
+            if not MIN_BITS <= bits <= MAX_TRAINED_BITS:
+                raise InputError(
+                    f"bit-width {bits} is not supported; expected {MIN_BITS} to {MAX_BITS}, or up to "
+                    f"{MAX_TRAINED_BITS} for training alone"
+                )
+
+    @property
+    def deployable(self) -> bool:
+        """Whether integer engines can run it."""
+        return max(self.weight, self.activation) <= MAX_BITS
 
     def __str__(self) -> str:
         if self.weight == self.activation:
@@ -35,7 +46,7 @@ def parse_width(text: str) -> Width:
     """`4` or `w4a8`.
 
     Raises:
-        InputError: anything else, or bits outside 2 to 8.
+        InputError: anything else, or bits outside 2 to 16.
     """
     text = text.strip().lower()
     if text.isdecimal():

@@ -55,6 +55,13 @@ def test_mse_is_no_worse_than_the_others(bits):
     assert mse(observer, dtype) <= minmax(observer, dtype)
 
 
+def test_entropy_clips_nothing_where_levels_are_finer_than_its_histogram():
+    observer = observed(torch.randn(4000, generator=torch.Generator().manual_seed(0)).exp())
+    for bits in (12, 16):
+        dtype = IntType(bits, signed=False)
+        assert entropy(observer, dtype) == minmax(observer, dtype)
+
+
 @pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
 @pytest.mark.parametrize("bits", [8, 6, 4, 3, 2])
 def test_entropy_finds_the_grid_that_values_lie_on(bits, signed):

@@ -129,14 +129,14 @@ def test_options_from_a_file(program, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["export", "run", "--bits", "9"], ["bit-width 9"]),
+        (["export", "run", "--bits", "17"], ["bit-width 17"]),
         (["export", "run", "--bits", "4"], ["not trained at 4 bits", "8, 2"]),
         (["export", "run", "--bits", "4,,2"], ["not a bit-width"]),
         (["export", "run", "--bits", "8", "--out", "a8"], ["a8 exists already"]),
         (["export", "missing", "--bits", "8"], ["missing is not a run"]),
         (["export", "run", "--bits", "8", "--target", "tpu"], ["unknown target 'tpu'"]),
         (["harden", "--bits", "4,,2"], ["empty entry"]),
-        (["harden", "--bits", "9"], ["bit-width 9"]),
+        (["harden", "--bits", "17"], ["bit-width 17"]),
         (["harden", "--method", "magic"], ["unknown method 'magic'"]),
         (["harden", "--weights", "missing.safetensors"], ["missing.safetensors does not exist"]),
         (["harden", "--data", "imagefolder:empty"], ["empty"]),

@@ -69,7 +69,8 @@ def test_from_calibration_to_bench(program: Program, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--bits", "9"], "bit-width 9"),
+        (["--bits", "17"], "bit-width 17"),
+        (["--bits", "8,9"], "no integer engine runs 9 bits; calibrate at 8 bits or fewer"),
         (["--estimator", "median"], "unknown estimator 'median'"),
         (["--patched", "2"], "must be 0 to 1"),
         (["--patch", "missing.npz"], "no share of images"),

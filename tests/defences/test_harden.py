@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,41 +13,57 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgeguard.defences.config import HardenConfig, PatchTraining, preset
+from edgeguard.defences.config import HardenConfig, PerImagePatches, UniversalPatches, preset
 from edgeguard.defences.harden import HardenJob, choose_device, config_to_json, harden, job_from_json, resume
+from edgeguard.defences.speed import has_bfloat16_units
 from edgeguard.errors import InputError, MissingDependency
 from edgeguard.patch import Patch
+from edgeguard.quant.view import compiler_missing
 from edgeguard.quant.width import parse_widths
 from edgeguard.run import CHECKPOINT, Run
 
 ARGUMENTS = [
     "--model", "resnet8", "--data", "digits", "--image-size", "16", "--bits", "8,2", "--epochs", "3", "--batch-size", "128",
-    "--patch-sizes", "3,4", "--pretrain-epochs", "1", "--eval-limit", "60", "--threads", "1", "--calibration-images", "32",
+    "--patch-sizes", "3,4", "--passes", "1", "--no-amp", "--no-compile", "--pretrain-epochs", "1", "--eval-limit", "60",
+    "--threads", "1", "--calibration-images", "32",
 ]  # fmt: skip
 
 
 class Silent:
-    def __init__(self):
-        self.epochs = []
+    """Hears everything; after step `interrupt_at` it presses Ctrl-C `times` times."""
+
+    def __init__(self, interrupt_at=None, times=1):
+        self.epochs, self.notes, self.phases, self.steps = [], [], [], 0
+        self.interrupt_at, self.times = interrupt_at, times
 
     def on_phase(self, name, total):
-        pass
+        self.phases.append((name, total))
+
+    def on_note(self, text):
+        self.notes.append(text)
 
     def on_pretrain(self, loss):
         pass
 
     def on_step(self, result):
-        pass
+        self.steps += 1
+        if self.steps == self.interrupt_at:
+            for _ in range(self.times):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.01)
 
     def on_epoch(self, metrics):
         self.epochs.append(metrics)
 
 
 def job(**changes):
-    patches = PatchTraining(sizes=(3, 4), members=1)
-    config = preset(HardenConfig("qadt-r", parse_widths("8,2"), epochs=2, batch_size=128, flip=False, patches=patches))
-    return HardenJob("resnet8", "digits", config, image_size=16, pretrain_epochs=1, calibration_images=32,
-                     eval_limit=60, **changes)  # fmt: skip
+    config = preset(HardenConfig(
+        "qadt-r", parse_widths("8,2"), epochs=2, batch_size=128, flip=False,
+        universal=UniversalPatches(sizes=(3, 4), members=1), per_image=PerImagePatches(sizes=(3, 5), passes=1),
+    ))  # fmt: skip
+    settings = {"config": config, "image_size": 16, "pretrain_epochs": 1, "calibration_images": 32, "eval_limit": 60,
+                "amp": False, "compiled": False}  # fmt: skip
+    return HardenJob("resnet8", "digits", **{**settings, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +85,10 @@ def test_a_run_holds_what_is_needed_to_judge_and_repeat_it(finished):
     assert lines[-1]["widths"]["2"]["asr"].keys() == {"3x3", "4x4"}
     patches = [Patch.load(path) for path in sorted((run.path / "patches").iterdir())]
     assert [patch.size for patch in patches] == [(3, 3), (4, 4)]
+    assert run.config["training"]["patch_sizes"] == [3, 4, 5]
+    assert listener.phases == [("pretrain", 11), ("harden", 22)]
+    assert listener.notes == []
+    assert listener.steps == 22
 
 
 def test_the_checkpoint_gives_back_the_model(finished):
@@ -78,6 +99,107 @@ def test_the_checkpoint_gives_back_the_model(finished):
     assert torch.equal(stored["model.body.conv1.weight"], model.body.get_submodule("conv1").weight)
     with torch.no_grad():
         assert torch.isfinite(model(torch.zeros(1, 3, 16, 16))).all()
+
+
+def test_the_teacher_is_kept_in_the_checkpoint(finished, tmp_path):
+    run, _ = finished
+    teacher = {n.removeprefix("teacher."): v for n, v in load_file(run.checkpoint).items() if n.startswith("teacher.")}
+    untrained = run.float_model().module.state_dict()
+    assert teacher.keys() == untrained.keys()
+    assert not torch.equal(teacher["conv1.weight"], untrained["conv1.weight"])  # it was pretrained
+    subject = harden(without_distillation(max_steps=1), tmp_path / "run", Silent())
+    assert not any(name.startswith("teacher.") for name in load_file(subject.checkpoint))
+
+
+def without_distillation(**changes):
+    base = job(pretrain_epochs=0, eval_limit=10)
+    return dataclasses.replace(
+        base, config=dataclasses.replace(base.config, distillation=0.0, per_image=None, **changes)
+    )
+
+
+def test_the_first_interrupt_ends_after_the_batch_and_resuming_gives_the_same_bytes(finished, tmp_path):
+    run, _ = finished
+    before, listener = signal.getsignal(signal.SIGINT), Silent(interrupt_at=15)
+    with pytest.raises(KeyboardInterrupt):
+        harden(job(), tmp_path / "run", listener, "edgeguard harden")
+    assert listener.steps == 15
+    assert signal.getsignal(signal.SIGINT) is before
+    assert checkpoint_step(tmp_path / "run") == 15
+    resumed = Silent()
+    stopped = resume(tmp_path / "run", resumed)
+    assert resumed.phases == [("harden", 7)]
+    assert stopped.checkpoint.read_bytes() == run.checkpoint.read_bytes()
+    first, second = (
+        [json.loads(line) for line in (r.path / "metrics.jsonl").read_text().splitlines()] for r in (run, stopped)
+    )
+    assert [line["widths"] for line in first] == [line["widths"] for line in second]
+    for path in (run.path / "patches").iterdir():
+        assert (stopped.path / "patches" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_second_interrupt_does_not_wait(tmp_path):
+    listener = Silent(interrupt_at=3, times=2)
+    with pytest.raises(KeyboardInterrupt):
+        harden(without_distillation(), tmp_path / "run", listener)
+    assert listener.steps == 3
+    assert checkpoint_step(tmp_path / "run") == 0
+
+
+def test_outside_the_main_thread_runs_end_as_well(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(harden, without_distillation(max_steps=2), tmp_path / "run", Silent()).result()
+    assert checkpoint_step(run.path) == 2
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+NET = """
+from torch import nn
+def tiny(num_classes=10):
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),
+                         nn.Linear(8 * 8 * 8, num_classes))
+"""
+
+
+@pytest.mark.skipif(compiler_missing() is not None, reason=str(compiler_missing()))
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.slow
+def test_a_compiled_run_resumes_to_the_same_bytes(tmp_path, monkeypatch):
+    (tmp_path / "tiny_net_of_a_test.py").write_text(NET)
+    monkeypatch.chdir(tmp_path)
+    compiled = dataclasses.replace(job(compiled=True), model="tiny_net_of_a_test:tiny")
+    whole, plain = (
+        harden(j, tmp_path / n, Silent())
+        for j, n in ((compiled, "whole"), (dataclasses.replace(compiled, compiled=False), "plain"))
+    )
+    assert whole.config["training"]["config"]["compiled"] is True
+    with pytest.raises(KeyboardInterrupt):
+        harden(compiled, tmp_path / "stopped", Silent(interrupt_at=15))
+    resume(tmp_path / "stopped", Silent())
+    assert (tmp_path / "stopped" / CHECKPOINT).read_bytes() == whole.checkpoint.read_bytes()
+    tensors, others = load_file(whole.checkpoint), load_file(plain.checkpoint)
+    assert any(not torch.equal(tensors[name], others[name]) for name in tensors)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingDependency, match=r"was begun compiled, and no C\+\+ compiler"):
+        resume(tmp_path / "stopped", Silent())
+
+
+def test_what_was_decided_for_the_user_is_said_and_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    base = without_distillation(max_steps=1)
+    longer = dataclasses.replace(
+        base, amp=None, compiled=None, config=dataclasses.replace(base.config, epochs=10**6, max_steps=0)
+    )
+    listener = Silent(interrupt_at=1)
+    with pytest.raises(KeyboardInterrupt):
+        harden(longer, tmp_path / "run", listener)
+    config = Run.load(tmp_path / "run").config["training"]
+    assert (config["compiled"], config["config"]["compiled"]) == (False, False)
+    assert config["amp"] is config["config"]["amp"] is has_bfloat16_units(torch.device("cpu"))
+    assert [note.split(":")[0] for note in listener.notes] == [
+        "training is not compiled, and slower", *["bfloat16 outside the quantizers"] * config["amp"]
+    ]  # fmt: skip
 
 
 def test_nothing_is_overwritten(finished):
@@ -112,7 +234,9 @@ def test_damaged_checkpoints_are_one_sentence(finished, tmp_path):
     nan = stored["model.body.conv1.weight"].clone()
     nan[0] = float("nan")
     cases = {
-        "truncated or not a checkpoint": lambda folder: (folder / CHECKPOINT).write_bytes(run.checkpoint.read_bytes()[:999]),
+        "truncated or not a checkpoint": lambda folder: (folder / CHECKPOINT).write_bytes(
+            run.checkpoint.read_bytes()[:999]
+        ),
         "does not exist": lambda folder: (folder / CHECKPOINT).unlink(),
         "conv1.weight holds NaN": rewrite(**{"model.body.conv1.weight": nan}),
         "another architecture.*conv1.weight": rewrite(**{"model.body.conv1.weight": nan[:3]}),
@@ -135,20 +259,26 @@ def test_a_folder_that_is_no_run(tmp_path):
         Run.load(tmp_path)
 
 
-def test_impossible_jobs_leave_nothing_behind(tmp_path):
+def test_impossible_jobs_leave_nothing_behind(tmp_path, monkeypatch):
     base = job()
-    large = dataclasses.replace(base.config, patches=PatchTraining(sizes=(40,)))
+    too_large = "patch of 40x40 pixels is larger than the image, 16x16"
+    universal = dataclasses.replace(base.config, universal=UniversalPatches(sizes=(40,)))
+    per_image = dataclasses.replace(base.config, per_image=PerImagePatches(sizes=(40,)))
     big = dataclasses.replace(base.config, batch_size=100_000)
     for broken, message in [
-        (dataclasses.replace(base, config=large), "patch of 40x40 pixels is larger than the image, 16x16"),
+        (dataclasses.replace(base, config=universal), too_large),
+        (dataclasses.replace(base, config=per_image), too_large),
         (dataclasses.replace(base, config=big), "fewer than one batch"),
-        (dataclasses.replace(base, config=dataclasses.replace(base.config, amp=True), device="cpu"), "--amp is for CUDA"),
         (dataclasses.replace(base, data="npz:missing.npz"), "missing.npz does not exist"),
         (dataclasses.replace(base, model="resnet7"), "resnet7"),
     ]:
         with pytest.raises(InputError, match=message):
             harden(broken, tmp_path / "out", Silent())
         assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingDependency, match=r"--compile: no C\+\+ compiler"):
+        harden(job(compiled=True), tmp_path / "out", Silent())
+    assert not list(tmp_path.iterdir())
 
 
 def test_devices():
@@ -198,9 +328,7 @@ def test_sigkill_in_mid_epoch_and_resume_give_the_same_bytes(tmp_path):
     assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode == 0
     assert (killed / CHECKPOINT).read_bytes() == (whole / CHECKPOINT).read_bytes()
     assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    assert np.array_equal(
-        *(np.load(next((run / "patches").glob("3x3-0.npz")))["pixels"] for run in (whole, killed))
-    )
+    assert np.array_equal(*(np.load(next((run / "patches").glob("3x3-0.npz")))["pixels"] for run in (whole, killed)))
 
 
 @pytest.mark.slow

@@ -54,6 +54,15 @@ def test_integers_agree_with_the_simulation(bits):
     assert correlation > {"8": 0.999, "w4a8": 0.995, "2": 0.9}[bits]
 
 
+@pytest.mark.parametrize("bits", ["12", "w8a9", "w16a8"])
+def test_widths_of_training_alone_do_not_lower(bits):
+    scheme = QuantScheme(parse_widths(f"8,{bits}"))
+    model = randomized(load_model("resnet8").module, scheme)
+    with pytest.raises(ExportError, match=f"no integer engine runs width {bits}.*export at 8 bits or fewer"):
+        lower(model, parse_width(bits), SHAPE)
+    assert lower(model, Width(8, 8), SHAPE).nodes
+
+
 def test_structure_and_types():
     model = randomized(load_model("resnet8").module)
     graph = lower(model, parse_width("2"), SHAPE)

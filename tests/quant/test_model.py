@@ -130,3 +130,11 @@ def test_scheme_is_validated():
         QuantScheme(())
     with pytest.raises(InputError, match="bit-width 9"):
         QuantScheme(parse_widths("4"), boundary_bits=9)
+
+
+def test_widths_of_training_alone_are_finer_and_not_cut_by_a_target():
+    scheme = QuantScheme(parse_widths("12,8"), max_weight_bits=7)
+    twelve, eight = scheme.widths
+    assert [scheme.weight_type("inner", width).bits for width in (twelve, eight)] == [12, 7]
+    assert [scheme.activation_type("inner", False, width).qmax for width in (twelve, eight)] == [4095, 255]
+    assert scheme.weight_type("boundary", twelve).bits == 7

@@ -15,7 +15,7 @@ def test_parsing():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("9", "bit-width 9"),
+        ("17", "bit-width 17 is not supported; expected 2 to 8, or up to 16 for training alone"),
         ("1", "bit-width 1"),
         ("w4", "'w4' is not a bit-width"),
         ("4,,2", "empty entry"),
@@ -27,6 +27,10 @@ def test_parsing():
 def test_bad_widths_are_refused(text, message):
     with pytest.raises(InputError, match=message):
         parse_widths(text)
+
+
+def test_widths_above_8_are_for_training():
+    assert [parse_width(text).deployable for text in ("8", "2", "w4a8", "9", "w8a16", "16")] == [True] * 3 + [False] * 3
 
 
 def test_control_switches_and_restores():

@@ -1,0 +1,89 @@
+"""What is left to the machine, and what is not."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgeguard.defences.config import HardenConfig
+from edgeguard.defences.speed import WORTH_COMPILING, has_bfloat16_units, settle
+from edgeguard.errors import MissingDependency
+from edgeguard.quant.view import compiler_missing
+from edgeguard.quant.width import parse_widths
+
+CONFIG = HardenConfig("qat", parse_widths("8,2"))
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["g++", "c++", "clang++"])
+def compiler(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One compiler on the search path and nothing else."""
+    program = tmp_path / request.param
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+@pytest.fixture
+def no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+@pytest.mark.parametrize("wish", [True, False])
+@pytest.mark.parametrize("passes", [1, WORTH_COMPILING])
+def test_what_is_asked_for_is_done_without_a_word(compiler: None, wish: bool, passes: int) -> None:
+    config, said = settle(CONFIG, wish, wish, passes, CPU)
+    assert (config.amp, config.compiled, said) == (wish, wish, [])
+    assert settle(CONFIG, wish, not wish, passes, CPU)[0].compiled is not wish
+
+
+def test_long_runs_are_compiled(compiler: None) -> None:
+    short, long = (settle(CONFIG, False, None, passes, CPU) for passes in (WORTH_COMPILING - 1, WORTH_COMPILING))
+    assert (short[0].compiled, long[0].compiled) == (False, True)
+    assert short[1] == long[1] == []
+
+
+def test_without_a_compiler_long_runs_say_so(no_compiler: None) -> None:
+    config, said = settle(CONFIG, False, None, WORTH_COMPILING, CPU)
+    assert not config.compiled
+    assert said == ["training is not compiled, and slower: no C++ compiler (g++ or clang++) is installed"]
+    assert settle(CONFIG, False, None, WORTH_COMPILING - 1, CPU)[1] == []
+    assert settle(CONFIG, False, False, WORTH_COMPILING, CPU)[1] == []
+
+
+def test_compiling_without_a_compiler_is_refused(no_compiler: None) -> None:
+    with pytest.raises(MissingDependency, match=r"--compile: no C\+\+ compiler.*--no-compile"):
+        settle(CONFIG, False, True, 1, CPU)
+
+
+def test_windows_compilers_are_not_looked_for(compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compiler_missing() is None
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert "Windows" in str(compiler_missing())
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_bfloat16_is_used_where_there_are_units_for_it(units: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": units})
+    config, said = settle(CONFIG, None, False, 1, CPU)
+    assert config.amp is units
+    assert [note.startswith("bfloat16 outside the quantizers") for note in said] == [True] * units
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert settle(CONFIG, None, False, 1, CPU)[0].amp is False
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_gpus_have_them_since_ampere(
+    capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert has_bfloat16_units(torch.device("cuda", 0)) is expected
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="flags of the CPU are read from Linux")
+def test_units_of_this_cpu_are_those_that_linux_names() -> None:
+    flags = Path("/proc/cpuinfo").read_text().split()
+    assert has_bfloat16_units(CPU) is ("amx_bf16" in flags)
