@@ -11,6 +11,7 @@ import torch
 
 from edgeguard.calib import calibrate
 from edgeguard.data import load_dataset
+from edgeguard.defences.augment import Crops
 from edgeguard.defences.config import HardenConfig, preset
 from edgeguard.defences.defence import Batch
 from edgeguard.defences.trainer import Trainer
@@ -21,6 +22,7 @@ from edgeguard.quant.width import parse_widths
 
 WIDTHS = parse_widths("8,4,2")
 TRAIN = load_dataset("digits", "train", 16).subset(np.arange(256))
+EVERY = slice(None)
 
 
 def fresh(bits: str) -> QuantizedModel:
@@ -46,10 +48,15 @@ def small_trainer(method: str, options: Mapping[str, Any], bits: str = "8,4,2", 
     return Trainer(model, TRAIN, config, torch.device("cpu"))
 
 
-def batch_of(trainer: Trainer, count: int = 32, step: int = 0) -> Batch:
-    """The first images of the training set, as one process sees them."""
+def batch_of(trainer: Trainer, count: int = 32, step: int = 0, rows: slice = EVERY) -> Batch:
+    """The first images of the training set, as one process sees them that has these rows."""
     trainer.step_index = step
-    return trainer._batch(np.arange(count), 0)
+    indices = np.arange(count)
+    pixels = torch.from_numpy(TRAIN.images(indices[rows])).float().contiguous(memory_format=torch.channels_last)
+    return Batch(
+        pixels=pixels, labels=torch.from_numpy(TRAIN.labels[indices[rows]]), taught=None, step=step, indices=indices,
+        crops=Crops.whole(count), rows=rows, rng=lambda stream, *numbers: trainer.rng(stream, step, 0, *numbers),
+    )  # fmt: skip
 
 
 def train(trainer: Trainer, steps: int) -> dict[str, torch.Tensor]:

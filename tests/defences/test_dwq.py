@@ -36,6 +36,15 @@ def test_perturbed_images_lie_in_the_ball_and_raise_the_loss():
     assert loss(pixels) > loss(noise.clamp(0, 255))
 
 
+def test_every_process_perturbs_its_rows():
+    subject = trainer()
+    subject.model.train()
+    whole = subject.defence.perturbed(batch_of(subject), Width(8, 8))
+    for rank in range(2):
+        part = subject.defence.perturbed(batch_of(subject, rows=slice(rank, None, 2)), Width(8, 8))
+        assert (torch.isclose(part, whole[rank::2], atol=1e-3).float().mean()) > 0.99
+
+
 def test_attack_and_update_share_a_width_and_all_widths_are_drawn_alike(monkeypatch):
     subject = trainer()
     pairs, forward = [], subject.forward

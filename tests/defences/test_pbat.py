@@ -62,6 +62,16 @@ def test_the_attack_raises_the_loss_at_its_width_and_places_raise_it_further(tra
     assert found["full"] > found["random"] > found["none"]
 
 
+@pytest.mark.parametrize("moves", ["none", "random", "full"])
+def test_every_process_crafts_the_patches_of_its_rows(moves):
+    subject = trainer({"moves": moves, "attack_steps": 1, "sizes": (3, 4)})
+    whole = patched(subject)[1]
+    for rank in range(2):
+        part = subject.defence.patched(batch_of(subject, rows=slice(rank, None, 2)))
+        same = (part == whole[rank::2]).flatten(1).float().mean(1)
+        assert (same > 0.9).all(), "signs of gradients that are nearly zero may differ, places and starts may not"
+
+
 def test_a_move_keeps_a_place_that_no_neighbour_beats():
     subject = trainer()
     batch = batch_of(subject, 8)

@@ -404,7 +404,6 @@ def test_the_loss_curve_is_the_models_up_to_what_rounding_does():
     expected = curve(model, model, dataset)
     natural = np.abs(curve(nudged, nudged, dataset) - expected)
     found = np.abs(curve(CompiledView(other), other, dataset) - expected)
-    print("natural", natural.max(), natural.mean(), "found", found.max(), found.mean(), found[:5], natural[:5])
     assert expected[-10:].mean() < 0.9 * expected[:10].mean()
     assert found[0] < 0.01
     assert natural.mean() > 0
