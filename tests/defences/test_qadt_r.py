@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from small_training import TRAIN, small_trainer
+from small_training import TRAIN, batch_of, small_trainer
 from test_trainer import PER_IMAGE, UNIVERSAL, trainer
 
 from edgeguard.defences.config import PerImagePatches, UniversalPatches
@@ -120,7 +120,7 @@ def test_with_one_candidate_any_place_inside_the_image_is_taken():
 
 def test_patches_begin_with_what_harms_most_or_with_noise():
     subject = trainer(augment=False, universal=None, per_image=PerImagePatches(sizes=(4,), share=1.0, keep=0.0))
-    batch = subject._batch(np.arange(64), 0)
+    batch = batch_of(subject, 64)
     gradient = torch.randn(batch.pixels.shape, generator=torch.Generator().manual_seed(0))
     pixels, places = subject.defence._openings(batch, gradient, subject.config.per_image)
     extreme = ((pixels == 0) | (pixels == 255)).flatten(1).all(1)

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from small_training import TRAIN, calibrated, equal, fresh
+from small_training import TRAIN, batch_of, calibrated, equal, fresh
 from torch import nn
 
 from edgeguard.calib import calibrate
@@ -146,11 +146,14 @@ def test_the_loss_mixes_label_and_teacher():
 
 def test_the_teacher_answers_the_clean_image_as_the_float_model_does():
     float_model = load_model("resnet8")
-    batch = trainer(augment=False)._batch(np.arange(16), 0)
+    subject, seen = trainer(augment=False), []
+    train = subject.defence.train
+    subject.defence.train = lambda batch: (seen.append(batch), train(batch))[1]
+    subject.step(np.arange(16))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (float_model.mean, float_model.std))
     with torch.no_grad():
         expected = float_model.module((torch.from_numpy(TRAIN.images(np.arange(16))).float() / 255 - mean) / std)
-    torch.testing.assert_close(batch.taught, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(seen[0].taught, expected, rtol=1e-3, atol=1e-3)
 
 
 def plain_net():
@@ -219,8 +222,7 @@ def test_widths_are_drawn_in_proportion_to_their_need():
     subject = trainer("8,4,2")
     drawn = Counter()
     for step in range(50):
-        subject.step_index = step
-        batch = subject._batch(np.arange(2), 0)
+        batch = batch_of(subject, 2, step)
         drawn.update(subject.draw_width(batch, number) for number in range(4))
     assert drawn[Width(2, 2)] > drawn[Width(4, 4)] > drawn[Width(8, 8)] > 10
 
