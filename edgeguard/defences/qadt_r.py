@@ -78,7 +78,8 @@ class QADTR:
         count = leaves[-1][2].stop if leaves else 0
         under = accuracy(logits[:count], batch.labels[:count]) if count else None
         result = StepResult(float(loss.detach()), width, accuracy(logits[count:], batch.labels[count:]), under)
-        gradient = patched.grad if patched.grad is not None else torch.zeros_like(batch.pixels)
+        gradient = patched.grad if self._per_image is not None else None
+        gradient = torch.zeros_like(batch.pixels) if gradient is None else gradient
         return result, gradient
 
     def _paste(self, batch: Batch) -> tuple[Tensor, Leaves]:
