@@ -393,7 +393,10 @@ def curve(forward, model, dataset, steps=50):
 @quiet
 @pytest.mark.slow
 def test_the_loss_curve_is_the_models_up_to_what_rounding_does():
-    """Quantization amplifies rounding: two runs of the model itself part once weights differ in their last bit."""
+    """Quantization amplifies rounding: two runs of the model itself part once weights differ in their last bit.
+
+    A single activation that rounds the other way moves logits by tenths.
+    """
     dataset = load_dataset("digits", "train", 16)
     start = quantized("resnet8")
     calibrate(start, dataset.images(np.arange(32)))
@@ -405,7 +408,7 @@ def test_the_loss_curve_is_the_models_up_to_what_rounding_does():
     natural = np.abs(curve(nudged, nudged, dataset) - expected)
     found = np.abs(curve(CompiledView(other), other, dataset) - expected)
     assert expected[-10:].mean() < 0.9 * expected[:10].mean()
-    assert found[0] < 0.01
+    assert found[0] < 0.1
     assert natural.mean() > 0
     assert found.mean() < 3 * natural.mean()
     assert found.max() < 3 * natural.max()
