@@ -35,15 +35,17 @@ class Defence:
 
 
 OURS = "qadt-r"
+SEEN = ("--patch-sizes", "6")
+"""All defences that train against patches see this size alone, so that 5, 8 and 10 pixels are new to all of them."""
 DEFENCES = (
     Defence("qat", "QAT, no defence", ("--method", "qat")),
     # The published 25 ascents with four places each take 30 passes; so many epochs fewer would not train at all.
-    Defence("pbat", "PBAT", ("--method", "pbat", "--attack-steps", "5", "--moves", "random"), passes=13 / 3),
+    Defence("pbat", "PBAT", ("--method", "pbat", "--attack-steps", "4", "--moves", "random", *SEEN), passes=11 / 3),
     Defence("dwq", "DWQ", ("--method", "dwq"), passes=2),
     Defence("dwq-4-16", "DWQ, trained at 4 to 16 bits", ("--method", "dwq"), passes=2,
             widths=tuple(str(bits) for bits in range(16, 3, -1))),
     Defence("triqdef", "TriQDef", ("--method", "triqdef"), passes=1.125),
-    Defence(OURS, "QADT-R", ("--method", "qadt-r"), passes=4),
+    Defence(OURS, "QADT-R", ("--method", "qadt-r", *SEEN), passes=4),
 )  # fmt: skip
 
 Part = tuple[str, str, tuple[str, ...], float | None, tuple[str, ...] | None]

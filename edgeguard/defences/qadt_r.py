@@ -121,7 +121,7 @@ class QADTR:
             trainer.descend(loss)
             if attacked.grad is None:
                 raise RuntimeError("the training pass gave no gradient by its pixels")
-            window = attacked.grad[image, :, row, column].transpose(1, 2).unflatten(2, mask.shape)
+            window = attacked.grad[image, :, row, column].transpose(1, 2).reshape(patch.shape)
             scale = window.abs().mean((1, 2, 3), keepdim=True).clamp_min(SMALLEST)
             velocity = part.momentum * velocity + window / scale
             step_size = part.step_size * (1 - 0.5 * number / max(1, part.passes - 1))

@@ -8,157 +8,20 @@ gradients arrive there and running statistics are updated there.
 
 from __future__ import annotations
 
-import operator
 import shutil
 import sys
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from edgeguard.errors import InputError
-from edgeguard.quant.batchnorm import SwitchableBatchNorm2d
-from edgeguard.quant.functions import ReplaceValue
-from edgeguard.quant.model import QuantizedModel, activation_quantizer, weight_quantizer
-from edgeguard.quant.prepare import is_node
-from edgeguard.quant.quantizers import MIN_SCALE, STEP_PER_MEAN, ActivationQuantizer
+from edgeguard.quant.model import QuantizedModel, weight_quantizer
+from edgeguard.quant.plain import normalize, normalize_eagerly
+from edgeguard.quant.quantizers import STEP_PER_MEAN
+from edgeguard.quant.rewrite import plain_graph
 
 NO_MEAN_STEP = 3e38
 """Stands for widths whose weight step does not depend on the mean: a finite number, for 0 times infinity is NaN."""
-
-
-def _rows(x: Tensor) -> Tensor:
-    """(N, C, H, W) as (N, H * W, C), without a copy where channels lie last; (N, C) as (N, 1, C)."""
-    return x[:, None] if x.dim() == 2 else x.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def _unrows(rows: Tensor, like: torch.Size) -> Tensor:
-    return rows[:, 0] if len(like) == 2 else rows.unflatten(1, like[2:]).permute(0, 3, 1, 2)
-
-
-class _Quantize(torch.autograd.Function):
-    """`QuantizeActivation` with its scale and limits in tensors, so that one graph serves every width.
-
-    noise: (N, 1, C) or None. Sums are taken of each image first: quick, and accurate in float32.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, low: Tensor, high: Tensor, noise: Tensor | None) -> Tensor:
-        steps = _rows(x).float() * scale.reciprocal()
-        ctx.save_for_backward(x, scale, low, high, noise)
-        return _unrows(torch.minimum(torch.maximum(steps.round(), low), high) * scale, x.shape)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        x, scale, low, high, noise = ctx.saved_tensors
-        gradient = _rows(gradients[0]).float()
-        steps = _rows(x).float() * scale.reciprocal()
-        passed = torch.where((steps > low) & (steps < high), gradient, 0.0)
-        slope = gradient * torch.minimum(torch.maximum(steps.round(), low), high) - passed * steps
-        if noise is not None:
-            passed = passed * noise
-        return _unrows(passed, x.shape).to(x.dtype), slope.sum(1).sum(), None, None, None
-
-
-def _pooled(mean: Tensor, variance: Tensor, world: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (C,) over all processes, from those of this one; all have equally many values."""
-    own = torch.stack([mean, variance])
-    every = own.new_empty(world * 2, own.shape[1])
-    dist.all_gather_into_tensor(every, own)
-    means, variances = every.view(world, 2, -1).unbind(1)
-    mean = means.mean(0)
-    return mean, variances.mean(0) + (means - mean).square().mean(0)
-
-
-class _Normalize(torch.autograd.Function):
-    """Batch norm with the batch's statistics. Returns the result, the mean and the biased variance of each channel.
-
-    world: processes over which the batch is spread. The loss of each is a mean over its own images, and what they pass
-    backward to weight and bias is the mean over the processes, the same in all.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, world: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        rows = _rows(x).float()
-        variances, means = torch.var_mean(rows, 1, correction=0)
-        mean = means.mean(0)
-        variance = variances.mean(0) + (means - mean).square().mean(0)
-        if world > 1:
-            mean, variance = _pooled(mean, variance, world)
-        inverse = torch.rsqrt(variance + eps)
-        ctx.world = world
-        ctx.save_for_backward(x, weight, mean, inverse)
-        ctx.mark_non_differentiable(mean, variance)
-        return _unrows((rows - mean) * (inverse * weight) + bias, x.shape).to(x.dtype), mean, variance
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        x, weight, mean, inverse = ctx.saved_tensors
-        gradient = _rows(gradients[0]).float()
-        centred = (_rows(x).float() - mean) * inverse
-        shift, slope = gradient.sum(1).sum(0), (gradient * centred).sum(1).sum(0)
-        if ctx.world > 1:
-            sums = torch.stack([shift, slope])
-            dist.all_reduce(sums)
-            shift, slope = (sums / ctx.world).unbind(0)
-        count = centred.shape[0] * centred.shape[1]
-        back = (gradient - shift / count - centred * (slope / count)) * (inverse * weight)
-        return _unrows(back, x.shape).to(x.dtype), slope, shift, None, None
-
-
-def quantize_activation(
-    x: Tensor, scale: Tensor, low: Tensor, high: Tensor, ceiling: float | None, noise: Tensor | None
-) -> Tensor:
-    """A fake-quantized activation; scale, low and high are scalars, noise is (N, C) or None."""
-    if ceiling is not None:
-        high = torch.minimum(high, (ceiling / scale.detach().double()).round().float())
-    if noise is not None:
-        noise = noise[:, None]
-    out: Tensor = _Quantize.apply(x, scale, low, high, noise)
-    return out
-
-
-def quantize_weight(weight: Tensor, qmax: Tensor, step_per_mean: Tensor) -> Tensor:
-    """Fake-quantized weights (O, ...), symmetric and of narrow range, as `WeightQuantizer` computes them."""
-    flat = weight.detach().flatten(1).abs()
-    scale = torch.minimum(flat.amax(1) / qmax, flat.mean(1) * step_per_mean).clamp_min(MIN_SCALE)
-    scale = scale.view(-1, *[1] * (weight.dim() - 1))
-    integers = torch.minimum(torch.maximum((weight.detach() / scale).round(), -qmax), qmax)
-    out: Tensor = ReplaceValue.apply(weight, integers * scale)
-    return out
-
-
-def normalize(
-    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, training: bool, momentum: float, eps: float,
-    world: int = 1,
-) -> Tensor:  # fmt: skip
-    """Batch norm; in training with the statistics of the batch over all processes, which also move `mean` and `var`."""
-    if not training:
-        return F.batch_norm(x, mean, var, weight, bias, False, momentum, eps)
-    out, centre, spread = _Normalize.apply(x, weight, bias, eps, world)
-    count = x.numel() // x.shape[1] * world
-    with torch.no_grad():
-        mean.lerp_(centre, momentum)
-        var.lerp_(spread * (count / (count - 1)), momentum)
-    result: Tensor = out
-    return result
-
-
-def normalize_eagerly(
-    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, training: bool, momentum: float, eps: float
-) -> Tensor:
-    """`normalize` by PyTorch's own operation: quicker where nothing is compiled, and bit for bit what Brevitas runs."""
-    return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
-
-
-def every(x: Tensor, stride: Sequence[int]) -> Tensor:
-    """Every so-many-th row and column: what a max pool of one pixel takes, without its search for the largest."""
-    return x[:, :, :: stride[0], :: stride[1]]
 
 
 class CompiledView:
@@ -178,13 +41,11 @@ class CompiledView:
 
     def __init__(self, model: QuantizedModel, compiled: bool = True, world: int = 1) -> None:
         self.model, self.world = model, world
-        self._quantizers: list[ActivationQuantizer] = []
-        self._layers: list[Any] = []
-        self._norms: list[SwitchableBatchNorm2d] = []
         self._channels: list[int] | None = None
-        graph = self._rewrite(normalize if compiled or world > 1 else normalize_eagerly)
+        plain = plain_graph(model, normalize if compiled or world > 1 else normalize_eagerly, world)
+        self._quantizers, self._layers, self._norms = plain.quantizers, plain.layers, plain.norms
         # automatic dynamic shapes would compile every part twice: there are few batch sizes.
-        self._run: Any = torch.compile(graph, dynamic=False) if compiled else graph
+        self._run: Any = torch.compile(plain.module, dynamic=False) if compiled else plain.module
         self._tables: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._tables_of: tuple[Any, ...] = ()
         groups = model.groups()
@@ -195,7 +56,7 @@ class CompiledView:
         index = self.model.control.index
         factors, limits, weights, which = self._at(index, pixels.device)
         scales = torch.exp2(torch.stack([group.log_scale[index] for group in self._groups]))[which] * factors
-        norms = [norm.norms[index] for norm in self._norms]
+        norms = [norm.current() for norm in self._norms]
         training = [norm.training for norm in norms]
         noise = self._noise(pixels)
         tensors: list[Tensor | None] = []
@@ -247,11 +108,12 @@ class CompiledView:
         return [factors for factors in drawn if factors is not None]
 
     def _count_channels(self, pixels: Tensor) -> list[int]:
-        seen: dict[int, int] = {}
-        handles = [
-            q.register_forward_pre_hook(lambda _, args, n=n: seen.__setitem__(n, args[0].shape[1]))  # type: ignore[misc]
-            for n, q in enumerate(self._quantizers)
-        ]
+        seen: dict[nn.Module, int] = {}
+
+        def note(quantizer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen[quantizer] = args[0].shape[1]
+
+        handles = [quantizer.register_forward_pre_hook(note) for quantizer in self._quantizers]
         training = {module: module.training for module in self.model.modules()}
         try:
             with torch.no_grad():
@@ -261,120 +123,7 @@ class CompiledView:
                 module.training = before
             for handle in handles:
                 handle.remove()
-        return [seen[n] for n in range(len(self._quantizers))]
-
-    def _rewrite(self, batch_norm: Callable[..., Tensor]) -> fx.GraphModule:
-        """The model's graph with every quantized module as plain operations on arguments."""
-        body = self.model.body
-        graph = fx.Graph()
-        names = ("pixels", "scales", "limits", "weights", "noise", "training")
-        pixels, scales, limits, weights, noise, training = (graph.placeholder(name) for name in names)
-        layers = [
-            n for n in body.graph.nodes if n.op == "call_module" and weight_quantizer(body.get_submodule(n.target))
-        ]
-        norms = [
-            n for n in body.graph.nodes
-            if n.op == "call_module" and isinstance(body.get_submodule(n.target), SwitchableBatchNorm2d)
-        ]  # fmt: skip
-        arguments = {n: [graph.placeholder(f"{n.name}_{part}") for part in ("weight", "bias")] for n in layers}
-        for n in norms:
-            arguments[n] = [graph.placeholder(f"{n.name}_{part}") for part in ("weight", "bias", "mean", "var")]
-        self._layers = [body.get_submodule(n.target) for n in layers]
-        self._norms = [body.get_submodule(n.target) for n in norms]
-        root = nn.Module()
-        root.add_module("input_quantizer", self.model.input_quantizer)
-        new: dict[fx.Node, fx.Node] = {}
-
-        def row(table: fx.Node, *index: int) -> fx.Node:
-            return (
-                graph.call_function(torch.select, (table, 0, index[0]))
-                if len(index) == 1
-                else graph.call_function(torch.select, (row(table, index[0]), 0, index[1]))
-            )
-
-        for node in body.graph.nodes:
-            if node.op == "placeholder":
-                new[node] = graph.call_module("input_quantizer", (pixels,))
-                continue
-            module = body.get_submodule(str(node.target)) if node.op == "call_module" else None
-            quantizer = activation_quantizer(module) if module is not None else None
-            source = new[node.args[0]] if module is not None else None
-            if quantizer is not None:
-                number = len(self._quantizers)
-                self._quantizers.append(quantizer)
-                picked = graph.call_function(_item, (noise, number))
-                new[node] = graph.call_function(
-                    quantize_activation,
-                    (
-                        source,
-                        row(scales, number),
-                        row(limits, number, 0),
-                        row(limits, number, 1),
-                        quantizer.ceiling,
-                        picked,
-                    ),
-                )
-            elif node in layers:
-                number, (weight, bias) = layers.index(node), arguments[node]
-                plain = graph.call_function(quantize_weight, (weight, row(weights, number, 0), row(weights, number, 1)))
-                new[node] = _layer(graph, module, source, plain, bias)
-            elif node in norms:
-                norm = module.current()
-                if norm.momentum is None:
-                    raise InputError(
-                        f"layer {node.name!r}: a batch norm that averages over all batches (momentum None) cannot be "
-                        "compiled; give it a momentum, or train with --no-compile"
-                    )
-                weight, bias, mean, var = arguments[node]
-                live = graph.call_function(operator.getitem, (training, norms.index(node)))
-                new[node] = graph.call_function(
-                    batch_norm, (source, mean, var, weight, bias, live, norm.momentum, norm.eps),
-                    {"world": self.world} if self.world > 1 else {},
-                )  # fmt: skip
-            else:
-                target = node.target
-                if isinstance(module, nn.MaxPool2d) and _pair(module.kernel_size) == (1, 1):
-                    new[node] = graph.call_function(every, (source, _pair(module.stride)))
-                    continue
-                if module is not None:
-                    target = f"plain_{len(new)}"
-                    root.add_module(target, module)
-                args, kwargs = _mapped(node.args, new), _mapped(node.kwargs, new)
-                new[node] = graph.create_node(node.op, target, args, kwargs)
-        graph.lint()
-        return fx.GraphModule(root, graph)
-
-
-def _item(values: Sequence[Tensor] | None, number: int) -> Tensor | None:
-    return None if values is None else values[number]
-
-
-fx.wrap("_item")
-
-
-def _mapped(value: Any, new: dict[fx.Node, fx.Node]) -> Any:
-    """Arguments of a node (of torch.fx or of Brevitas's copy of it) with every node replaced."""
-    if is_node(value):
-        return new[value]
-    if isinstance(value, tuple | list):
-        return type(value)(_mapped(entry, new) for entry in value)
-    if isinstance(value, dict):
-        return {key: _mapped(entry, new) for key, entry in value.items()}
-    if isinstance(value, slice):
-        return slice(*(_mapped(entry, new) for entry in (value.start, value.stop, value.step)))
-    return value
-
-
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
-def _layer(graph: fx.Graph, module: Any, source: fx.Node, weight: fx.Node, bias: fx.Node) -> fx.Node:
-    if isinstance(module, nn.Linear):
-        return graph.call_function(F.linear, (source, weight, bias))
-    return graph.call_function(
-        F.conv2d, (source, weight, bias, module.stride, module.padding, module.dilation, module.groups)
-    )
+        return [seen[quantizer] for quantizer in self._quantizers]
 
 
 def compiler_missing() -> str | None:

@@ -65,9 +65,14 @@ def test_windows_compilers_are_not_looked_for(compiler: None, monkeypatch: pytes
     assert "Windows" in str(compiler_missing())
 
 
-@pytest.mark.parametrize("units", [True, False])
-def test_bfloat16_is_used_where_there_are_units_for_it(units: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": units})
+@pytest.mark.parametrize(
+    ("known", "units"),
+    [({"amx_bf16": True}, True), ({"avx512_bf16": True, "amx_bf16": False}, True), ({"avx512_f": True}, False)],
+)
+def test_bfloat16_is_used_where_there_are_units_for_it(
+    known: dict[str, bool], units: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
     config, said = settle(CONFIG, None, False, 1, CPU)
     assert config.amp is units
     assert [note.startswith("bfloat16 outside the quantizers") for note in said] == [True] * units
@@ -86,4 +91,4 @@ def test_gpus_have_them_since_ampere(
 @pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="flags of the CPU are read from Linux")
 def test_units_of_this_cpu_are_those_that_linux_names() -> None:
     flags = Path("/proc/cpuinfo").read_text().split()
-    assert has_bfloat16_units(CPU) is ("amx_bf16" in flags)
+    assert has_bfloat16_units(CPU) is ("amx_bf16" in flags or "avx512_bf16" in flags)

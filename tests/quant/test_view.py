@@ -20,17 +20,10 @@ from edgeguard.errors import InputError
 from edgeguard.models import load_model
 from edgeguard.quant.functions import QuantizeActivation
 from edgeguard.quant.model import Normalization, quantize_model
+from edgeguard.quant.plain import normalize, normalize_eagerly, quantize_activation, quantize_weight
 from edgeguard.quant.quantizers import GradientNoise, WeightQuantizer
 from edgeguard.quant.scheme import QuantScheme
-from edgeguard.quant.view import (
-    NO_MEAN_STEP,
-    CompiledView,
-    compiler_missing,
-    normalize,
-    normalize_eagerly,
-    quantize_activation,
-    quantize_weight,
-)
+from edgeguard.quant.view import NO_MEAN_STEP, CompiledView, compiler_missing
 from edgeguard.quant.width import WidthControl, parse_widths
 
 PLAIN = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
