@@ -57,19 +57,22 @@ CATALOG = {"per-image": "a-qapa-per-image", "lavan": "lavan", "patch-rs": "patch
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """Where engines are made and judged. run: folder of the training of an exported cell."""
+    """Where engines are made and judged. data: where both data sets come from, as `--data` takes it."""
 
     cache: Cache
     work: Path
     train: Dataset
     test: Dataset
+    data: str
     threads: int = 0
 
     def artifact(self, export: Cell, run: Path) -> Artifact:
         """The engine of an export's cell, exported anew where it is not on disk.
 
+        run: the packed run of its training, or the run itself.
+
         Raises:
-            InputError: its training is not on disk either, or another than the cell's.
+            InputError: that is not there either, or is another than the cell's.
         """
         folder = self.work / "artifacts" / f"{export.name}.{str(export.key)[:16]}"
         if folder.is_dir():
@@ -78,11 +81,13 @@ class Bench:
         wanted = export.inputs["checkpoint_sha256"]
         if not (run / CHECKPOINT).is_file() or files.sha256(Run.load(run).checkpoint) != wanted:
             raise InputError(
-                f"the run of {training.name} is not at {run}, or is not the one that was measured; give the folder with "
-                f"--work, or delete {self.cache.path(training)} to train it again"
+                f"the run of {training.name} is not at {run}, or is not the one that was measured; "
+                f"delete {self.cache.path(training)} to train it again"
             )
         try:
-            return export_run(Run.load(run), export.width, export.inputs["target"], folder, proof_images=PROOF_IMAGES)
+            return export_run(
+                Run.load(run), export.width, export.inputs["target"], folder, self.data, proof_images=PROOF_IMAGES
+            )
         except InputError:
             if folder.is_dir():  # another worker was faster
                 return Artifact.load(folder)

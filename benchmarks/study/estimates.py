@@ -73,6 +73,8 @@ class Estimator:
 
     def _training(self, cell: Cell) -> float | None:
         defence = _defence(self.grid, cell.defence)
+        if defence.ready:
+            return 0.0
         steps = self.steps(defence)
         alike = [one for one in self.documents if one["kind"] == "train" and one["defence"] == cell.defence]
         if alike:
@@ -102,8 +104,9 @@ class Estimator:
             spec.method, budget["steps"]
         )
         restarts = budget["per_image_restarts"] if spec.method == "per-image" else 1
+        limit = self.grid.images(spec, _defence(self.grid, cell.defence), cell.width)
         return {**budget, "method": spec.method, "size": spec.size, "placement": spec.placement,
-                "limit": self.grid.budget.judged(spec), "steps": steps, "restarts": restarts}  # fmt: skip
+                "limit": limit, "steps": steps, "restarts": restarts}  # fmt: skip
 
     def _sources(self, cell: Cell) -> int:
         return max(1, len(cell.needs) - 1)
@@ -177,7 +180,7 @@ def calibrate(place: Place) -> Rates:
 def _engine_rates(place: Place, folder: Path) -> tuple[float, float, float]:
     """Seconds of an export, and images per second: answers, gradients."""
     train, test = place.splits()
-    bench = Bench(place.cache, folder, train, test, place.threads)
+    bench = Bench(place.cache, folder, train, test, place.grid.data, place.threads)
     run = folder / str(LONG)
     training = Cell("train", "calibration", 0, place.grid.widths[0], inputs={})
     inputs = {"checkpoint_sha256": files.sha256(run / CHECKPOINT), "target": "ort"}

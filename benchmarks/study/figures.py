@@ -123,11 +123,6 @@ class Study:
         counts = np.zeros(4, np.int64)
         for seed in sorted(pairs[first].keys() & pairs[second].keys()):
             one, other = pairs[first][seed], pairs[second][seed]
-            if one["judged"] != other["judged"]:
-                raise InputError(
-                    f"{attack} at {width} bits was judged on {one['judged']} images of {first} and {other['judged']} of "
-                    f"{second}; start the study again with one number of images"
-                )
             counts += _discordant(one, other)
         if not counts.sum():
             return None
@@ -145,9 +140,13 @@ def _pooled(results: Sequence[Mapping[str, Any]], judged: Sequence[int]) -> Shar
 
 
 def _discordant(one: Mapping[str, Any], other: Mapping[str, Any]) -> NDArray[np.int64]:
-    """(4,): both, only the first, only the second, neither is fooled, of the images that count for both."""
-    counting = _flags(one, "eligible") & _flags(other, "eligible")
-    first, second = _flags(one, "fooled")[counting], _flags(other, "fooled")[counting]
+    """(4,): both, only the first, only the second, neither is fooled, of the images judged that count for both.
+
+    Where more images were judged of one, those of the other are its first.
+    """
+    common = min(one["judged"], other["judged"])
+    counting = _flags(one, "eligible")[:common] & _flags(other, "eligible")[:common]
+    first, second = _flags(one, "fooled")[:common][counting], _flags(other, "fooled")[:common][counting]
     return np.array(
         [(first & second).sum(), (first & ~second).sum(), (~first & second).sum(), (~first & ~second).sum()], np.int64
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from study.figures import Share, Study
-from study.grid import OURS
+from study.grid import OURS, READY
 
 CLEAN = {"8": 0.915, "4": 0.91, "2": 0.87}
 BELOW_QAT = 0.01
@@ -80,15 +80,18 @@ def _per_image(study: Study) -> list[Goal]:
     for attack, limits in PER_IMAGE.items():
         size = attack.rpartition("-")[2]
         for width, most in limits.items():
-            share = study.asr(OURS, width, attack)
-            text = f"ASR of QADT-R under A-QAPA per image {size}x{size} at {width} bits at most {most:.0%}, on {IMAGES:,} images"
+            share = study.asr(READY, width, attack)
+            text = (
+                f"ASR of the ready QADT-R model under A-QAPA per image {size}x{size} at {width} bits at most {most:.0%}, "
+                f"on {IMAGES:,} images"
+            )
             few = share is not None and share.judged < IMAGES
             figure = _share(share) + (f"; only {share.judged} images judged" if share is not None and few else "")
             found.append(Goal(text, figure, _at_most(share, most, few)))
-        others = [one["name"] for one in study.defences if one["name"] != OURS]
+        others = [one["name"] for one in study.defences if one["name"] not in (OURS, READY)]
         parts = [_part(study.gap(OURS, other, width, attack), f"{other}, {width} bits")
                  for width in study.widths for other in others]  # fmt: skip
-        text = f"QADT-R the best of all defences under A-QAPA per image {size}x{size} at every width"
+        text = f"QADT-R the best of all defences under A-QAPA per image {size}x{size} at every width, at an equal budget"
         found.append(_all(text, parts, lambda gap: gap < 0, largest=True))
     return found
 

@@ -21,6 +21,7 @@ class Defence:
     passes: forward and backward passes of the whole net over each batch, as `passes_per_batch` of
     `edgeguard.defences.config` counts them. All defences get equally many passes over the
     training images (`Grid.passes`), so one with more of them in each step gets fewer epochs.
+    ready: name of a ready model of the package, which is judged as it is instead of training one; its passes are its own.
     apart: one run for each width instead of one for all. widths: trained at, where not at all of the grid.
     ablation: it is not a row of the tables but one of the parts that were left out.
     """
@@ -32,9 +33,12 @@ class Defence:
     apart: bool = False
     widths: tuple[str, ...] | None = None
     ablation: bool = False
+    ready: str = ""
 
 
 OURS = "qadt-r"
+READY = "qadt-r-ready"
+"""Trained for longer and against more sizes than the rows that are compared at an equal budget."""
 SEEN = ("--patch-sizes", "6")
 """All defences that train against patches see this size alone, so that 5, 8 and 10 pixels are new to all of them."""
 DEFENCES = (
@@ -46,6 +50,7 @@ DEFENCES = (
             widths=tuple(str(bits) for bits in range(16, 3, -1))),
     Defence("triqdef", "TriQDef", ("--method", "triqdef"), passes=1.125),
     Defence(OURS, "QADT-R", ("--method", "qadt-r", *SEEN), passes=4),
+    Defence(READY, "QADT-R, the ready model", (), ready="resnet20-cifar10-qadtr"),
 )  # fmt: skip
 
 Part = tuple[str, str, tuple[str, ...], float | None, tuple[str, ...] | None]
@@ -85,6 +90,7 @@ class AttackSpec:
 
 
 UNIVERSAL = ("a-qapa", "gap")
+GOAL_WIDTHS = ("8", "4", "2")
 SEARCHES = ("lavan", "patch-rs", "per-image")
 ATTACKS = (
     AttackSpec("aqapa-6", "A-QAPA 6x6, random place", "a-qapa", 6, "random", seen=True),
@@ -108,7 +114,8 @@ MEASURES = ("accuracy", "certificate")
 class Budget:
     """How much is spent on each cell; every field is at least 1.
 
-    limit: judged images of universal patches. per_image_limit: of A-QAPA and LaVAN per image. query_limit: of Patch-RS.
+    limit: judged images of universal patches. per_image_limit: of A-QAPA and LaVAN per image. goal_limit: of A-QAPA per
+    image on the ready model, which goals are about, at the widths of the goals. query_limit: of Patch-RS.
     steps, attack_batch, restarts, craft_limit: of universal patches. per_image_steps, per_image_restarts: of A-QAPA per
     image. lavan_steps: of LaVAN. queries: of Patch-RS, for each image. stride: of the grid of worst places, in pixels.
     certificate_limit, certificate_size, certificate_masks: images, side of the patch, masks along each axis.
@@ -116,6 +123,7 @@ class Budget:
 
     limit: int = 500
     per_image_limit: int = 300
+    goal_limit: int = 1000
     query_limit: int = 300
     steps: int = 300
     attack_batch: int = 100
@@ -135,8 +143,10 @@ class Budget:
         if low:
             raise InputError(f"numbers of the study must be at least 1, got {low}")
 
-    def judged(self, spec: AttackSpec) -> int:
-        """Images that an attack is judged on."""
+    def judged(self, spec: AttackSpec, goal: bool = False) -> int:
+        """Images that an attack is judged on. goal: whether the project's goals are about these engines."""
+        if goal and spec.method == "per-image":
+            return max(self.goal_limit, self.per_image_limit)
         return {"patch-rs": self.query_limit, "per-image": self.per_image_limit, "lavan": self.per_image_limit}.get(
             spec.method, self.limit
         )
@@ -180,6 +190,10 @@ class Grid:
         names = [defence.name for defence in (*self.defences, *self.ablations)]
         if not names or len(set(names)) != len(names):
             raise InputError(f"defences need names of their own, got {names}")
+
+    def images(self, spec: AttackSpec, defence: Defence, width: str) -> int:
+        """Judged images of one cell: always the first ones of one order, so that engines are compared on what both have."""
+        return self.budget.judged(spec, bool(defence.ready) and width in GOAL_WIDTHS)
 
     def epochs(self, defence: Defence) -> int:
         return max(1, int(self.passes / defence.passes))

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeguard import files
 from edgeguard.errors import InputError
+from edgeguard.zoo import MODELS, ZooModel
 from study.cells import Cache, Cell
 from study.grid import MEASURES, AttackSpec, Defence, Grid
 
@@ -96,8 +97,11 @@ class Planner:
         return found
 
     def train(self, defence: Defence, seed: int, width: str) -> Cell:
-        """The training of an engine."""
+        """The training of an engine, or the ready model that stands for it."""
         widths = width if defence.apart else ",".join(self._grid.trained(defence))
+        if defence.ready:
+            inputs: dict[str, Any] = {"ready": defence.ready, "files": ZooModel.load(MODELS / defence.ready).card["files"]}
+            return Cell("train", defence.name, seed, widths, inputs=inputs)
         data = {"train_sha256": self._data.train_sha256, "test_sha256": self._data.test_sha256}
         inputs = {"argv": self.argv(defence, seed, widths), "weights_sha256": self._weights, "data": data}
         return Cell("train", defence.name, seed, widths, inputs=inputs)
@@ -135,7 +139,7 @@ class Planner:
         crafts: tuple[Cell, ...] = ()
         if spec.universal:
             crafts = tuple(self._craft(defence, seed, source, spec) for source in self._grid.sources(defence, width))
-        settings = _settings(spec, self._grid)
+        settings = _settings(spec, self._grid, self._grid.images(spec, defence, width))
         inputs = self._with_data(export, settings)
         if inputs is not None and all(craft.key is not None for craft in crafts):
             inputs["crafts"] = {craft.width: craft.key for craft in crafts}
@@ -155,11 +159,11 @@ def _reserved(grid: Grid) -> int:
     return max(RESERVED, grid.budget.limit, grid.budget.per_image_limit, grid.budget.query_limit)
 
 
-def _settings(spec: AttackSpec, grid: Grid) -> dict[str, Any]:
-    """What an attack's verdict depends on besides its patches."""
+def _settings(spec: AttackSpec, grid: Grid, limit: int) -> dict[str, Any]:
+    """What an attack's verdict depends on besides its patches. limit: judged images."""
     budget = grid.budget
     found: dict[str, Any] = {"method": spec.method, "size": spec.size, "placement": spec.placement,
-                             "limit": budget.judged(spec)}  # fmt: skip
+                             "limit": limit}  # fmt: skip
     if spec.placement == "worst":
         found["stride"] = budget.stride
     if spec.method == "per-image":

@@ -73,7 +73,7 @@ def price_table(study: Study) -> str:
         result, runs = trainings[0]["result"], len(trainings) / seeds
         passes = result["passes_per_batch"]
         rows.append([str(one["title"]), f"{runs:g}", f"{result['epochs']}", f"{passes:.2f}",
-                     f"{passes * result['epochs'] * runs:.1f}", f"{seconds:,.0f}", ratio])  # fmt: skip
+                     f"{passes * result['epochs'] * runs:.1f}", f"{seconds:,.0f}" if seconds else NONE, ratio])  # fmt: skip
     header = ["defence", "runs", "epochs", "passes over each batch", "passes over the data", "training, s", "over QAT"]
     return table(header, rows)
 

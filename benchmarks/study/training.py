@@ -1,4 +1,8 @@
-"""Training runs: the real `edgeguard harden`, each in a folder of its own, continued where it was interrupted."""
+"""Training runs: the real `edgeguard harden`, each in a folder of its own, continued where it was interrupted.
+
+What a training ends with is kept among the results as a packed run, without the state of the training: engines of every
+row can be exported and attacked again by whoever has the results.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import typer.main
+from make_zoo import public_config
 
-from edgeguard import files
+from edgeguard import files, zoo
 from edgeguard.cli.app import app
 from edgeguard.defences.config import passes_per_batch
 from edgeguard.defences.harden import job_from_json
 from edgeguard.errors import EdgeGuardError, InputError, MissingDependency
-from edgeguard.run import CHECKPOINT, METRICS, Run
+from edgeguard.run import CHECKPOINT, CONFIG, METRICS, MODEL, Run
 from study.cells import Cell
 from study.grid import Defence, Grid
 
@@ -35,22 +40,37 @@ POLL = 0.5
 
 @dataclass(frozen=True)
 class Trainer:
-    """Where trainings lie and what they run on. work: folder. device: as `--device` takes it. threads: 0 leaves it open."""
+    """Where trainings lie and what they run on.
+
+    work: folder of runs. models: folder of packed runs. device: as `--device` takes it. threads: 0 leaves it open.
+    """
 
     grid: Grid
     work: Path
+    models: Path
     device: str = "auto"
     threads: int = 0
 
     def folder(self, cell: Cell) -> Path:
         return self.work / "runs" / f"{cell.name}.{str(cell.key)[:16]}"
 
+    def model(self, cell: Cell) -> Path:
+        """The packed run of a finished training."""
+        if "ready" in cell.inputs:
+            return zoo.resolve(zoo.PREFIX + cell.inputs["ready"])
+        return self.models / f"{cell.name}.{str(cell.key)[:16]}"
+
     def train(self, cell: Cell) -> tuple[dict[str, Any], float]:
-        """Train, or go on. Returns: the result of the cell, and seconds over all starts of its command.
+        """Train, or go on; a ready model is only described.
+
+        Returns: the result of the cell, and seconds over all starts of its command; 0 where they are not known.
 
         Raises:
             EdgeGuardError: the command failed; says what it said.
         """
+        if "ready" in cell.inputs:
+            seconds = zoo.ZooModel.load(self.model(cell)).card["training"]["seconds"]
+            return self._result(Run.load(self.model(cell))), 0.0 if seconds is None else float(seconds)
         folder = self.folder(cell)
         folder.parent.mkdir(parents=True, exist_ok=True)
         clock = folder.with_name(f"{folder.name}.json")
@@ -58,7 +78,17 @@ class Trainer:
         seconds = float(known["seconds"])
         if not known["finished"]:
             seconds = self._run(self.command(cell), seconds, clock)
-        return self._result(Run.load(folder), cell), seconds
+        return self._result(self._packed(Run.load(folder), cell)), seconds
+
+    def _packed(self, run: Run, cell: Cell) -> Run:
+        """The run without the state of its training, and without paths of this machine."""
+        if not self.model(cell).is_dir():
+            with files.folder_transaction(self.model(cell)) as folder:
+                files.write_json(folder / CONFIG, public_config(run, None))
+                tensors = {MODEL + name: value for name, value in run.load_model().state_dict().items()}
+                Run.load(folder).write_checkpoint(tensors, {"step": run.read_checkpoint()[1]["step"]})
+                shutil.copyfile(run.path / METRICS, folder / METRICS)
+        return Run.load(self.model(cell))
 
     def command(self, cell: Cell) -> list[str]:
         """The command that starts the training, or continues it where there is a checkpoint."""
@@ -106,7 +136,7 @@ class Trainer:
             raise EdgeGuardError(f"`{' '.join(command)}` ended with {process.returncode}: {said} (see {log})")
         return seconds
 
-    def _result(self, run: Run, cell: Cell) -> dict[str, Any]:
+    def _result(self, run: Run) -> dict[str, Any]:
         last = json.loads((run.path / METRICS).read_text(encoding="utf-8").splitlines()[-1])
         passes = passes_per_batch(job_from_json(run).config)
         return {

@@ -27,6 +27,8 @@ from study.planning import Data, Planner
 from study.training import Trainer
 
 Say = Callable[[str], None]
+MODELS = "models"
+"""Below the results: what trainings ended with."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Place:
 
     @property
     def trainer(self) -> Trainer:
-        return Trainer(self.grid, self.work, self.device, self.threads)
+        return Trainer(self.grid, self.work, self.results / MODELS, self.device, self.threads)
 
     def splits(self) -> tuple[Dataset, Dataset]:
         """Training and test images, as the first seed's training splits them; loaded once in a process."""
@@ -87,9 +89,9 @@ def compute(place: Place, cell: Cell) -> float:
 
 def _measure(place: Place, cell: Cell) -> dict[str, Any]:
     train, test = place.splits()
-    bench = Bench(place.cache, place.work, train, test, place.threads)
+    bench = Bench(place.cache, place.work, train, test, place.grid.data, place.threads)
     export = cell if cell.kind == "export" else cell.needs[0]
-    run = place.trainer.folder(export.needs[0])
+    run = place.trainer.model(export.needs[0])
     if cell.kind == "export":
         return bench.export(cell, run)
     artifact = bench.artifact(export, run)

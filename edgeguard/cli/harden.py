@@ -35,6 +35,7 @@ from edgeguard.cli.zoo import list_models
 from edgeguard.errors import require
 from edgeguard.memory import keep_freed_memory
 from edgeguard.targets.profiles import load_profile
+from edgeguard.zoo import resolve
 
 if TYPE_CHECKING:
     from edgeguard.defences.defence import StepResult
@@ -64,6 +65,9 @@ def harden(
     image_size: ImageSizeOption = None,
     flip: Annotated[bool | None, typer.Option(help="Mirror training images; by default all but digits.")] = None,
     pretrain_epochs: Annotated[int, typer.Option(help="Float epochs first, where there are no weights.")] = 4,
+    start: Annotated[
+        str | None, typer.Option(help="Go on from the quantized model of this run, or zoo:NAME; same model and bits.")
+    ] = None,
     estimator: Annotated[
         str, typer.Option(help="Of the first activation scales: mse, percentile, entropy or minmax.")
     ] = "mse",
@@ -73,6 +77,7 @@ def harden(
     ] = None,
     universal_share: Annotated[float, typer.Option(help="Part of each batch under universal patches; 0: none.")] = 0.25,
     passes: Annotated[int, typer.Option(help="Passes of each batch under patches of its own; 0: none.")] = 3,
+    ascents: Annotated[int, typer.Option(help="Steps of these patches alone before each of the passes.")] = 0,
     backward_noise: Annotated[float | None, typer.Option(help="GIR (a): noise on quantizers' gradients.")] = None,
     alignment: Annotated[float | None, typer.Option(help="GIR (b): weight of the gradient similarity penalty.")] = None,
     patch_noise: Annotated[float | None, typer.Option(help="GIR (c): noise on the patch gradient.")] = None,
@@ -129,7 +134,7 @@ def harden(
             method, parse_widths(bits), epochs, max_steps, batch_size, accumulate, lr, seed=seed,
             flip=(data != "digits") if flip is None else flip, distillation=distillation,
             universal=against(UniversalPatches(share=universal_share), sizes) if universal_share else None,
-            per_image=against(PerImagePatches(passes=passes), sizes) if passes else None,
+            per_image=against(PerImagePatches(passes=passes, ascents=ascents), sizes) if passes else None,
         )  # fmt: skip
         own = {
             "attack_steps": attack_steps, "attack_width": None if attack_width is None else parse_width(attack_width),
@@ -140,7 +145,7 @@ def harden(
         chosen = preset(settings, _given(gir), _given(own))
         job = hardening.HardenJob(
             model, data, chosen, weights, image_size, pretrain_epochs, calibration_images, estimator, eval_limit, device,
-            profile.signed_activations, profile.weight_bits, amp, compiled,
+            profile.signed_activations, profile.weight_bits, amp, compiled, None if start is None else resolve(start),
         )  # fmt: skip
         folder = output_folder(out, f"{model.rpartition('/')[2].replace(':', '-')}-{method}")
     with joined() as processes, _listening(processes.first) as listener:

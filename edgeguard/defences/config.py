@@ -67,12 +67,13 @@ class UniversalPatches:
 class PerImagePatches:
     """A-QAPA for single images inside training: a batch is trained on `passes` times more, and its patches climb meanwhile.
 
-    Each image gets a patch of its own. Its gradient comes out of the training step itself, so an ascent is free; the first
-    pass, over clean images, tells where a patch would do most.
+    Each image gets a patch of its own. Its gradient comes out of the training step itself, so one ascent a pass is free;
+    the first pass, over clean images, tells where a patch would do most.
 
     sizes: side lengths in pixels, one drawn for each batch. share: part of the batch that is patched. passes: over each
-    batch after the clean one. step_size: signed ascent in grey levels, halved towards the last pass. momentum: share of
-    the accumulated gradient kept. candidates: places compared by the clean gradient, at random; 1 takes any.
+    batch after the clean one. ascents: of the patches alone before each of these passes, besides the free one.
+    step_size: signed ascent in grey levels, halved towards the last one. momentum: share of the accumulated gradient
+    kept. candidates: places compared by the clean gradient, at random; 1 takes any.
     keep: share of the patches that go on from where the image's last one ended, an epoch before; needs crops that the
     training loop makes itself, and is 0 for data sets with crops of their own.
     """
@@ -80,6 +81,7 @@ class PerImagePatches:
     sizes: tuple[int, ...] = (5, 6, 8, 10)
     share: float = 0.75
     passes: int = 3
+    ascents: int = 0
     step_size: float = 48.0
     momentum: float = 0.5
     candidates: int = 8
@@ -87,8 +89,8 @@ class PerImagePatches:
 
     def __post_init__(self) -> None:
         _check_sizes(self.sizes)
-        if not 0.0 < self.share <= 1.0 or self.passes < 1 or self.candidates < 1:
-            raise InputError("patches per image need 0 < share <= 1, passes and candidates >= 1")
+        if not 0.0 < self.share <= 1.0 or self.passes < 1 or self.candidates < 1 or self.ascents < 0:
+            raise InputError("patches per image need 0 < share <= 1, passes and candidates >= 1 and ascents >= 0")
         if not 0.0 <= self.keep <= 1.0:
             raise InputError(f"keep is a share between 0 and 1, got {self.keep}")
         if not 0.5 <= self.step_size <= 255 or not 0.0 <= self.momentum < 1.0:
@@ -320,7 +322,8 @@ def passes_per_batch(config: HardenConfig) -> float:
         passes = 2.0 * (2.0 if triqdef.gradient_penalty else 1.0) if penalized else 0.0
         images = min(triqdef.penalty_images, max(1, round(triqdef.patches.share * config.batch_size)))
         return 1.0 + passes * images / config.batch_size / triqdef.penalty_every
-    return 1.0 + (config.per_image.passes if config.per_image is not None else 0)
+    part = config.per_image
+    return 1.0 if part is None else 1.0 + part.passes * (1.0 + part.ascents * part.share)
 
 
 def part_to_json(part: Any) -> dict[str, Any]:

@@ -68,6 +68,8 @@ class HardenJob:
     eval_limit: images measured after every epoch. device: auto, cpu, cuda or cuda:N.
     signed_activations, max_weight_bits: what the target asks for, see `QuantScheme`.
     amp, compiled: decide what the configuration says of them; None leaves it to the machine.
+    start: a run of the same model and widths whose quantized model training begins with, instead of calibrating the float
+    one; start_sha256: of its checkpoint, filled in when the run begins. The float weights remain what distillation teaches.
     """
 
     model: str
@@ -84,6 +86,8 @@ class HardenJob:
     max_weight_bits: int = MAX_BITS
     amp: bool | None = None
     compiled: bool | None = None
+    start: Path | None = None
+    start_sha256: str | None = None
 
 
 class Listener(Protocol):
@@ -147,6 +151,9 @@ def harden(job: HardenJob, out: Path, listener: Listener, command: str = "", pro
     _check(job, train)
     processes.check(job.config.batch_size, job.config.accumulate)
     job = _settled(job, len(train), device, listener, processes)
+    start = _start(job)
+    if start is not None:
+        job = replace(job, start_sha256=files.sha256(start.checkpoint))
     float_model = load_model(
         job.model, train.num_classes if job.weights is None else None, job.weights, job.config.seed
     )
@@ -165,8 +172,11 @@ def harden(job: HardenJob, out: Path, listener: Listener, command: str = "", pro
         processes.copied(float_model.module, device)
     teacher = copy.deepcopy(float_model) if job.config.distillation else None
     model = quantize_model(float_model.module, scheme, normalization)
-    chosen = calibration_indices(len(train), job.calibration_images, job.config.seed)
-    calibrate(model, train.images(chosen), job.estimator)
+    if start is None:
+        chosen = calibration_indices(len(train), job.calibration_images, job.config.seed)
+        calibrate(model, train.images(chosen), job.estimator)
+    else:
+        restore_model(model, start.read_checkpoint()[0], start.checkpoint)
     trainer = Trainer(model, train, job.config, device, teacher, processes)
     save(run, trainer)
     return _train(run, trainer, test, job.eval_limit, listener)
@@ -211,6 +221,24 @@ def _settled(job: HardenJob, images: int, device: torch.device, listener: Listen
     for note in notes:
         listener.on_note(note)
     return replace(job, config=config, amp=config.amp, compiled=config.compiled)
+
+
+def _start(job: HardenJob) -> Run | None:
+    """The run that training begins with.
+
+    Raises:
+        InputError: it is no run, or of another model, other widths or another quantization.
+    """
+    if job.start is None:
+        return None
+    run = Run.load(job.start)
+    known = (run.config["model"]["spec"], run.widths, run.scheme().signed_activations, run.scheme().max_weight_bits)
+    wanted = (job.model, job.config.widths, job.signed_activations, job.max_weight_bits)
+    for what, one, other in zip(("model", "widths", "signed activations", "weight bits"), known, wanted, strict=True):
+        if one != other:
+            shown = [", ".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in (one, other)]
+            raise InputError(f"--start {job.start}: its {what} are {shown[0]}, and {shown[1]} are asked for")
+    return run
 
 
 def _check(job: HardenJob, train: Dataset) -> None:
@@ -353,6 +381,7 @@ def config_to_json(job: HardenJob) -> dict[str, Any]:
         part = getattr(job.config, name)
         entry["config"][name] = None if part is None else part_to_json(part)
     entry["weights"] = str(job.weights) if job.weights else None
+    entry["start"] = str(job.start) if job.start else None
     entry["patch_sizes"] = job.config.patch_sizes()
     return entry
 
@@ -374,7 +403,8 @@ def job_from_json(run: Run) -> HardenJob:
                 continue  # the run is older than the method
             if config[name] is not None:
                 config[name] = part_from_json(kind, config[name])
-        entry["weights"] = Path(entry["weights"]) if entry["weights"] else None
+        for name in ("weights", "start"):
+            entry[name] = Path(entry[name]) if entry.get(name) else None
         return HardenJob(**entry, config=HardenConfig(**config))
     except (KeyError, TypeError) as exc:
         raise InputError(f"{run.path}: the configuration of the run cannot be read: {exc}") from exc

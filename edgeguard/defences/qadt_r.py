@@ -7,7 +7,8 @@ bit-widths; GIR, gradient-inconsistent regularization. Its equations are not ava
 2. First pass: clean images, some of them under universal patches of a pool (A-QAPA, universal). The gradient by the pixels
    comes out of the same backward pass and tells where a patch of its own would harm each image most.
 3. The passes after it: a share of the images carries such a patch (A-QAPA, per image), which climbs along the sign of its
-   gradient from one pass to the next. As widths change between the passes, what it climbs is the loss at all widths.
+   gradient: by some ascents of its own before a pass, while the weights rest, and once more by the gradient that the pass
+   itself leaves. As widths change between the passes, what it climbs is the loss at all widths.
    Most patches go on in the next epoch from where they ended (`PatchMemory`). Taking the attack's steps from the training
    passes follows Shafahi et al. 2019, "Adversarial Training for Free!", arXiv:1904.12843; patches in training, and choosing
    their place, Rao et al. 2020, arXiv:2005.02313.
@@ -28,18 +29,18 @@ from torch import Tensor
 
 from edgeguard.attacks.placement import extreme_pixels
 from edgeguard.attacks.pool import PatchPool
+from edgeguard.defences.attacking import attacked
+from edgeguard.defences.climbing import Climbing
 from edgeguard.defences.config import PerImagePatches, UniversalPatches
 from edgeguard.defences.defence import Batch, StepResult, accuracy
 from edgeguard.defences.gir import gradient_alignment
 from edgeguard.defences.pasting import Leaves, ascend, make_pool, paste
 from edgeguard.defences.patch_memory import PatchMemory
-from edgeguard.patch import Patch, Positions, apply_patch, window_index
+from edgeguard.patch import Patch, Positions
 from edgeguard.quant.width import Width
 
 if TYPE_CHECKING:
     from edgeguard.defences.trainer import Trainer
-
-SMALLEST = 1e-20
 
 
 class QADTR:
@@ -105,34 +106,40 @@ class QADTR:
         return gir.alignment * similarity * (count * self._trainer.processes.world / wanted)
 
     def _further_passes(self, batch: Batch, gradient: Tensor, part: PerImagePatches) -> StepResult:
-        """Passes over the batch with patches that climb meanwhile, the first `share` of it under one each."""
+        """Passes over the batch with patches that climb before and meanwhile, the first `share` of it under one each."""
         trainer, count = self._trainer, batch.first(part.share)
         clean, labels = batch.pixels[:count], batch.labels[:count]
-        patch, places = self._openings(batch, gradient[:count], part)
-        mask = np.ones(patch.shape[2:], bool)
-        image, row, column = window_index(mask, places)
-        velocity = torch.zeros_like(patch)
+        climbing = Climbing(*self._openings(batch, gradient[:count], part), part)
         for number in range(part.passes):
             width = trainer.draw_width(batch, number + 1)
-            attacked = torch.cat([apply_patch(clean, patch.round(), mask, places), batch.pixels[count:]])
-            attacked = attacked.contiguous(memory_format=torch.channels_last).requires_grad_()
-            logits = trainer.forward(attacked, width)
+            self._ascend_alone(climbing, clean, labels, width)
+            pixels = torch.cat([climbing.pasted(clean), batch.pixels[count:]])
+            pixels = pixels.contiguous(memory_format=torch.channels_last).requires_grad_()
+            logits = trainer.forward(pixels, width)
             loss = trainer.loss(logits, batch.labels, batch.taught)
             trainer.descend(loss)
-            if attacked.grad is None:
+            if pixels.grad is None:
                 raise RuntimeError("the training pass gave no gradient by its pixels")
-            window = attacked.grad[image, :, row, column].transpose(1, 2).reshape(patch.shape)
-            scale = window.abs().mean((1, 2, 3), keepdim=True).clamp_min(SMALLEST)
-            velocity = part.momentum * velocity + window / scale
-            step_size = part.step_size * (1 - 0.5 * number / max(1, part.passes - 1))
-            patch = (patch + step_size * velocity.sign()).clamp_(0, 255)
+            climbing.ascend(climbing.window(pixels.grad))
         if self._memory is not None and batch.crops is not None:
             leading = slice(0, batch.leading(part.share))
-            pixels = trainer.gathered(patch.round().to(torch.uint8).cpu().numpy())
+            last, places = trainer.gathered(climbing.pixels()), trainer.gathered(climbing.places)
             kept, crops = batch.indices[leading], batch.crops.cut(leading)
-            self._memory.keep(kept, crops, pixels, trainer.gathered(places), clean.shape[3], batch.rng("memory", 1))
+            self._memory.keep(kept, crops, last, places, clean.shape[3], batch.rng("memory", 1))
         under = accuracy(logits[:count], labels)
         return StepResult(float(loss.detach()), width, accuracy(logits[count:], batch.labels[count:]), under)
+
+    def _ascend_alone(self, climbing: Climbing, clean: Tensor, labels: Tensor, width: Width) -> None:
+        """Ascents of the patches at the width of the pass that follows, while the weights rest."""
+        if not climbing.part.ascents:
+            return
+        trainer = self._trainer
+        with attacked(trainer.model):
+            for _ in range(climbing.part.ascents):
+                pixels = climbing.pasted(clean).contiguous(memory_format=torch.channels_last).requires_grad_()
+                loss = F.cross_entropy(trainer.forward(pixels, width), labels, reduction="sum")
+                (gradient,) = torch.autograd.grad(loss, pixels)
+                climbing.ascend(climbing.window(gradient))
 
     def _openings(self, batch: Batch, gradient: Tensor, part: PerImagePatches) -> tuple[Tensor, Positions]:
         """Patches (n, 3, s, s) and places (n, 2) to begin with: the image's last one, or a fresh one at a promising place.
