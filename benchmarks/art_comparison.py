@@ -39,7 +39,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from edgeguard.attacks.api import Victim
 from edgeguard.attacks.aqapa import AQAPA
 from edgeguard.data import load_splits
-from edgeguard.defences.harden import versions
+from edgeguard.defences.job import versions
 from edgeguard.models import FloatModel, load_model
 from edgeguard.patch import square
 from edgeguard.statistics import wilson

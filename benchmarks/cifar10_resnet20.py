@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from edgeguard.artifact import Artifact
 from edgeguard.cli.pipeline import export_run
 from edgeguard.data import Dataset, load_splits
-from edgeguard.defences.harden import versions
+from edgeguard.defences.job import versions
 from edgeguard.inspection import inspect_artifact
 from edgeguard.patch import Patch, apply_patch, random_positions
 from edgeguard.run import Run

@@ -45,7 +45,8 @@ from torch.fx.experimental.optimization import fuse
 from edgeguard.calib import calibrate
 from edgeguard.data import Dataset, load_splits
 from edgeguard.defences.config import HardenConfig, passes_per_batch, preset
-from edgeguard.defences.harden import choose_device, versions
+from edgeguard.defences.harden import choose_device
+from edgeguard.defences.job import versions
 from edgeguard.defences.speed import has_bfloat16_units
 from edgeguard.defences.trainer import Trainer
 from edgeguard.memory import keep_freed_memory

@@ -24,7 +24,7 @@ from torch import nn
 from edgeguard import files
 from edgeguard.artifact import Artifact
 from edgeguard.calib import calibrate
-from edgeguard.defences.harden import versions
+from edgeguard.defences.job import versions
 from edgeguard.export import export_artifact
 from edgeguard.export.bench import bench
 from edgeguard.export.lower import lower

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from study.estimates import Estimator, calibrate, duration
-from study.grid import DEFENCES, Budget, Grid, ablations
+from study.grid import DEFENCES, Budget, Grid, ablations, ready_row
 from study.planning import Data, parse_filters
 from study.training import check_options
 from study.work import Place, drive, split_threads
@@ -57,6 +57,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--harden", default="", metavar="OPTIONS", help="further options of all trainings, in one string"
     )
+    parser.add_argument("--ready", metavar="NAME", help="a ready model of the package, zoo:NAME, as a row of its own")
     parser.add_argument("--no-ablations", action="store_true")
     parser.add_argument("--only", action="append", default=[], metavar="KEY=A,B", help="defence, seed, width or attack")
     parser.add_argument("--plan", action="store_true", help="print what is to be done and how long it takes")
@@ -76,8 +77,9 @@ def grid_of(args: argparse.Namespace) -> Grid:
         seeds = tuple(int(seed) for seed in args.seeds.split(","))
     except ValueError as exc:
         raise InputError(f"--seeds {args.seeds!r} is not a comma-separated list of whole numbers") from exc
+    rows = (*DEFENCES, ready_row(args.ready)) if args.ready else DEFENCES
     return Grid(
-        args.model, args.data, args.weights, args.image_size, widths, tuple(chosen), seeds, DEFENCES,
+        args.model, args.data, args.weights, args.image_size, widths, tuple(chosen), seeds, rows,
         () if args.no_ablations else ablations(), passes=args.passes, max_steps=args.max_steps,
         extra=tuple(shlex.split(args.harden)), budget=budget,
     )  # fmt: skip

@@ -244,7 +244,7 @@ def test_a_cell_is_taken_only_for_its_own_inputs(tmp_path: Path) -> None:
 
 
 def test_a_training_without_checkpoint_starts_again_and_one_with_goes_on(tmp_path: Path) -> None:
-    trainer = training.Trainer(small(), tmp_path, "cpu", 1)
+    trainer = training.Trainer(small(), tmp_path, tmp_path / "models", "cpu", 1)
     cell = planner(tmp_path, small()).cells()[0]
     folder = trainer.folder(cell)
     first = trainer.command(cell)

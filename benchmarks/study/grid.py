@@ -50,14 +50,15 @@ DEFENCES = (
             widths=tuple(str(bits) for bits in range(16, 3, -1))),
     Defence("triqdef", "TriQDef", ("--method", "triqdef"), passes=1.125),
     Defence(OURS, "QADT-R", ("--method", "qadt-r", *SEEN), passes=4),
-    Defence(READY, "QADT-R, the ready model", (), ready="resnet20-cifar10-qadtr"),
 )  # fmt: skip
 
 Part = tuple[str, str, tuple[str, ...], float | None, tuple[str, ...] | None]
 PARTS: tuple[Part, ...] = (
     # name, what is left out, options added to those of QADT-R, passes where others, widths where others
-    ("no-universal", "without universal patches", ("--universal-share", "0"), None, None),
     ("no-per-image", "without patches per image", ("--passes", "0"), 1, None),
+    ("no-gir", "without GIR", ("--backward-noise", "0", "--alignment", "0", "--patch-noise", "0"), None, None),
+    ("no-universal", "without universal patches", ("--universal-share", "0"), None, None),
+    ("ascents", "one pass under patches, after two ascents alone", ("--passes", "1", "--ascents", "2"), 3.5, None),
     ("no-distillation", "without distillation", ("--distillation", "0"), None, None),
     ("no-gir-a", "without GIR (a), noise backward", ("--backward-noise", "0"), None, None),
     ("no-gir-b", "without GIR (b), alignment", ("--alignment", "0"), None, None),
@@ -214,6 +215,11 @@ class Grid:
         """Widths whose universal patches attack an engine: its own first."""
         others = [one for one in self.surrogates if one != width and one in self.trained(defence)]
         return (width, *others)
+
+
+def ready_row(name: str) -> Defence:
+    """A ready model of the package as a row of its own."""
+    return Defence(READY, f"QADT-R, zoo:{name}", (), ready=name)
 
 
 def ablations(defences: tuple[Defence, ...] = DEFENCES) -> tuple[Defence, ...]:

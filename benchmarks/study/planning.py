@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgeguard import files
+from edgeguard import files, zoo
 from edgeguard.errors import InputError
-from edgeguard.zoo import MODELS, ZooModel
+from edgeguard.zoo import ZooModel
 from study.cells import Cache, Cell
 from study.grid import MEASURES, AttackSpec, Defence, Grid
 
@@ -100,11 +100,16 @@ class Planner:
         """The training of an engine, or the ready model that stands for it."""
         widths = width if defence.apart else ",".join(self._grid.trained(defence))
         if defence.ready:
-            inputs: dict[str, Any] = {"ready": defence.ready, "files": ZooModel.load(MODELS / defence.ready).card["files"]}
-            return Cell("train", defence.name, seed, widths, inputs=inputs)
+            return Cell("train", defence.name, seed, widths, inputs=self._ready(defence.ready))
         data = {"train_sha256": self._data.train_sha256, "test_sha256": self._data.test_sha256}
         inputs = {"argv": self.argv(defence, seed, widths), "weights_sha256": self._weights, "data": data}
         return Cell("train", defence.name, seed, widths, inputs=inputs)
+
+    def _ready(self, name: str) -> dict[str, Any]:
+        card = ZooModel.load(zoo.resolve(zoo.PREFIX + name)).card
+        if card["data"]["test_sha256"] != self._data.test_sha256:
+            raise InputError(f"zoo:{name} was made for other data than {self._grid.data}; leave out --ready")
+        return {"ready": name, "files": card["files"]}
 
     def _export(self, defence: Defence, seed: int, width: str) -> Cell:
         training = self.train(defence, seed, width)

@@ -26,7 +26,7 @@ from make_zoo import public_config
 from edgeguard import files, zoo
 from edgeguard.cli.app import app
 from edgeguard.defences.config import passes_per_batch
-from edgeguard.defences.harden import job_from_json
+from edgeguard.defences.job import job_from_json
 from edgeguard.errors import EdgeGuardError, InputError, MissingDependency
 from edgeguard.run import CHECKPOINT, CONFIG, METRICS, MODEL, Run
 from study.cells import Cell

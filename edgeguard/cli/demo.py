@@ -51,7 +51,8 @@ def _run(folder: Path, seed: int) -> dict[str, Any]:
     from edgeguard.cli.verify import Stages
     from edgeguard.data import load_dataset
     from edgeguard.defences.config import HardenConfig, PerImagePatches, UniversalPatches, preset
-    from edgeguard.defences.harden import HardenJob, harden
+    from edgeguard.defences.harden import harden
+    from edgeguard.defences.job import HardenJob
     from edgeguard.quant.width import parse_widths
     from edgeguard.verify import VerifyOptions, verify
 

@@ -39,7 +39,6 @@ from edgeguard.zoo import resolve
 
 if TYPE_CHECKING:
     from edgeguard.defences.defence import StepResult
-    from edgeguard.defences.harden import HardenJob
 
 INTERRUPTED = 130
 
@@ -121,6 +120,7 @@ def harden(
     from edgeguard.defences import harden as hardening
     from edgeguard.defences.config import BASELINES, HardenConfig, PerImagePatches, UniversalPatches, against, preset
     from edgeguard.defences.distributed import joined
+    from edgeguard.defences.job import HardenJob
     from edgeguard.quant.width import parse_width, parse_widths
 
     limit_threads(threads)
@@ -143,7 +143,7 @@ def harden(
             "sizes": sizes if method in BASELINES else None,
         }  # fmt: skip
         chosen = preset(settings, _given(gir), _given(own))
-        job = hardening.HardenJob(
+        job = HardenJob(
             model, data, chosen, weights, image_size, pretrain_epochs, calibration_images, estimator, eval_limit, device,
             profile.signed_activations, profile.weight_bits, amp, compiled, None if start is None else resolve(start),
         )  # fmt: skip

@@ -4,90 +4,39 @@ from __future__ import annotations
 
 import copy
 import json
-import platform
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import brevitas
 import numpy as np
 import torch
-import torchvision
-from torch import Tensor
 
-import edgeguard
 from edgeguard import files
 from edgeguard.calib import calibrate, calibration_indices
 from edgeguard.data import Dataset, check_labels, load_splits
-from edgeguard.defences.config import (
-    BASELINES,
-    GIR,
-    HardenConfig,
-    PerImagePatches,
-    UniversalPatches,
-    part_from_json,
-    part_to_json,
-    passes_per_batch,
-)
+from edgeguard.defences.checkpoint import load, save
+from edgeguard.defences.config import passes_per_batch
 from edgeguard.defences.defence import StepResult
 from edgeguard.defences.distributed import ALONE, Processes
 from edgeguard.defences.evaluate import evaluate
+from edgeguard.defences.job import HardenJob, config_to_json, job_from_json, run_config
 from edgeguard.defences.pretrain import pretrain
 from edgeguard.defences.speed import settle
 from edgeguard.defences.trainer import Trainer
 from edgeguard.errors import InputError, MissingDependency
-from edgeguard.inttype import MAX_BITS
-from edgeguard.models import FloatModel, load_model
+from edgeguard.models import load_model
 from edgeguard.patch import check_fits
 from edgeguard.quant.model import Normalization, quantize_model
 from edgeguard.quant.scheme import QuantScheme
 from edgeguard.quant.view import compiler_missing
-from edgeguard.quant.width import parse_width
-from edgeguard.run import METRICS, MODEL, PATCHES, Run, restore_model
-
-PARTS: Mapping[str, Any] = {"universal": UniversalPatches, "per_image": PerImagePatches, **BASELINES}
-"""Parts of a configuration that a method may not have."""
-
-TEACHER, DEFENCE = "teacher.", "defence."
-"""Prefixes of a checkpoint's tensors, beside `MODEL` and the optimizers'."""
+from edgeguard.run import METRICS, Run, restore_model
 
 CALIBRATED = "ptq"
 """The method that a run of `edgeguard calibrate` names."""
-
-
-@dataclass(frozen=True)
-class HardenJob:
-    """Everything `harden` needs besides the training configuration.
-
-    model, data: as on the command line. weights: trained float weights; None trains from scratch for `pretrain_epochs`.
-    calibration_images, estimator: for the activation scales that training starts from.
-    eval_limit: images measured after every epoch. device: auto, cpu, cuda or cuda:N.
-    signed_activations, max_weight_bits: what the target asks for, see `QuantScheme`.
-    amp, compiled: decide what the configuration says of them; None leaves it to the machine.
-    start: a run of the same model and widths whose quantized model training begins with, instead of calibrating the float
-    one; start_sha256: of its checkpoint, filled in when the run begins. The float weights remain what distillation teaches.
-    """
-
-    model: str
-    data: str
-    config: HardenConfig
-    weights: Path | None = None
-    image_size: int | None = None
-    pretrain_epochs: int = 4
-    calibration_images: int = 512
-    estimator: str = "mse"
-    eval_limit: int = 1000
-    device: str = "auto"
-    signed_activations: bool = False
-    max_weight_bits: int = MAX_BITS
-    amp: bool | None = None
-    compiled: bool | None = None
-    start: Path | None = None
-    start_sha256: str | None = None
 
 
 class Listener(Protocol):
@@ -304,116 +253,3 @@ def _kept_metrics(run: Run, trainer: Trainer) -> list[str]:
     path = run.path / METRICS
     lines = path.read_text().splitlines() if path.is_file() else []
     return [line for line in lines if json.loads(line)["step"] <= trainer.step_index]
-
-
-def save(run: Run, trainer: Trainer) -> None:
-    """Write the whole state of a training run, and its patches as files; only the first process does."""
-    if not trainer.processes.first:
-        return
-    tensors: dict[str, Tensor] = {MODEL + name: value for name, value in trainer.model.state_dict().items()}
-    if trainer.teacher is not None:
-        tensors.update({TEACHER + name: value for name, value in trainer.teacher.module.state_dict().items()})
-    for prefix, optimizer in trainer.optimizers().items():
-        for index, entry in optimizer.state_dict()["state"].items():
-            for name, value in entry.items():
-                if value is not None:
-                    tensors[f"{prefix}.{index}.{name}"] = torch.as_tensor(value)
-    defence = trainer.defence.state()
-    numbers = {key: value for key, value in defence.items() if isinstance(value, int)}
-    tensors.update({DEFENCE + k: torch.from_numpy(v) for k, v in defence.items() if k not in numbers})
-    patches = trainer.defence.patches()
-    if patches:
-        folder = run.path / PATCHES
-        folder.mkdir(exist_ok=True)
-        for number, patch in enumerate(patches):
-            patch.save(folder / f"{patch.size[0]}x{patch.size[1]}-{number}.npz")
-    run.write_checkpoint(tensors, {"step": trainer.step_index, "defence": numbers})
-
-
-def load(run: Run, trainer: Trainer) -> None:
-    """Put a checkpoint's state into a fresh trainer of the same configuration."""
-    tensors, state = run.read_checkpoint()
-    restore_model(trainer.model, tensors, run.checkpoint)
-    if trainer.teacher is not None:
-        trainer.teacher.module.load_state_dict(_part(tensors, TEACHER))
-    for prefix, optimizer in trainer.optimizers().items():
-        entries: dict[int, dict[str, Tensor]] = {}
-        for name, value in _part(tensors, prefix + ".").items():
-            index, _, key = name.partition(".")
-            entries.setdefault(int(index), {})[key] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
-    trainer.step_index = int(state["step"])
-    trainer.defence.load_state({**{k: v.numpy() for k, v in _part(tensors, DEFENCE).items()}, **state["defence"]})
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def run_config(command: str, float_model: FloatModel, weights: Path | None, scheme: QuantScheme, data: str,
-               train: Dataset, test: Dataset, training: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
-    """The configuration that a new run is created with.
-
-    training: how the weights and scales came about; every kind of run has `data`, `image_size`, `patch_sizes` and a `config` with
-    `method`, `widths` and `seed`; `patch_sizes` are the sides of the patches trained against, or None.
-    """
-    return {
-        "command": command,
-        "model": {
-            "spec": float_model.spec, "num_classes": float_model.num_classes, "mean": float_model.mean,
-            "std": float_model.std, "weights_sha256": files.sha256(weights) if weights else None,
-        },
-        "scheme": {**asdict(scheme), "widths": [str(width) for width in scheme.widths]},
-        "data": {
-            "spec": data, "image_shape": train.image_shape, "class_names": train.class_names,
-            "train_sha256": train.sha256, "test_sha256": test.sha256, "train_size": len(train), "test_size": len(test),
-        },
-        "training": training,
-        "versions": versions(),
-    }  # fmt: skip
-
-
-def config_to_json(job: HardenJob) -> dict[str, Any]:
-    """The job and its configuration, resolved, as plain JSON values."""
-    entry = asdict(job)
-    entry["config"]["widths"] = [str(width) for width in job.config.widths]
-    for name in PARTS:
-        part = getattr(job.config, name)
-        entry["config"][name] = None if part is None else part_to_json(part)
-    entry["weights"] = str(job.weights) if job.weights else None
-    entry["start"] = str(job.start) if job.start else None
-    entry["patch_sizes"] = job.config.patch_sizes()
-    return entry
-
-
-def job_from_json(run: Run) -> HardenJob:
-    """The job that a run was started with.
-
-    Raises:
-        InputError: a key is missing or unknown.
-    """
-    try:
-        entry = dict(run.config["training"])
-        del entry["patch_sizes"]
-        config = dict(entry.pop("config"))
-        config["widths"] = tuple(parse_width(width) for width in config["widths"])
-        config["gir"] = GIR(**config["gir"])
-        for name, kind in PARTS.items():
-            if name in BASELINES and name not in config:
-                continue  # the run is older than the method
-            if config[name] is not None:
-                config[name] = part_from_json(kind, config[name])
-        for name in ("weights", "start"):
-            entry[name] = Path(entry[name]) if entry.get(name) else None
-        return HardenJob(**entry, config=HardenConfig(**config))
-    except (KeyError, TypeError) as exc:
-        raise InputError(f"{run.path}: the configuration of the run cannot be read: {exc}") from exc
-
-
-def versions() -> dict[str, str]:
-    """What a result was computed with."""
-    return {
-        "edgeguard": edgeguard.__version__, "python": platform.python_version(), "torch": torch.__version__,
-        "torchvision": torchvision.__version__, "brevitas": brevitas.__version__, "numpy": np.__version__,
-        "machine": platform.machine(), "threads": str(torch.get_num_threads()),
-    }  # fmt: skip

@@ -17,7 +17,8 @@ from edgeguard import files
 from edgeguard.calib import calibrate, calibration_indices
 from edgeguard.calib.estimators import ESTIMATORS
 from edgeguard.data import Dataset, check_labels, load_splits
-from edgeguard.defences.harden import CALIBRATED, choose_device, run_config
+from edgeguard.defences.harden import CALIBRATED, choose_device
+from edgeguard.defences.job import run_config
 from edgeguard.errors import InputError
 from edgeguard.inttype import MAX_BITS
 from edgeguard.models import FloatModel, load_model

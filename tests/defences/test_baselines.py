@@ -14,13 +14,15 @@ from edgeguard.defences.config import (
     Disalignment,
     HardenConfig,
     LocatedPatches,
+    PerImagePatches,
     RandomPrecision,
     UniversalPatches,
     passes_per_batch,
     preset,
 )
 from edgeguard.defences.dwq import DWQ
-from edgeguard.defences.harden import HardenJob, config_to_json, harden, job_from_json, resume
+from edgeguard.defences.harden import harden, resume
+from edgeguard.defences.job import HardenJob, config_to_json, job_from_json
 from edgeguard.defences.pbat import PBAT
 from edgeguard.defences.qadt_r import QADTR
 from edgeguard.defences.qat import QAT
@@ -95,6 +97,7 @@ def test_passes_of_a_batch():
     assert passes_per_batch(preset(plain("qat"))) == 1
     assert passes_per_batch(plain("qadt-r")) == 4
     assert passes_per_batch(plain("qadt-r", per_image=None)) == 1
+    assert passes_per_batch(plain("qadt-r", per_image=PerImagePatches(passes=2, share=0.5, ascents=3))) == 6
     assert passes_per_batch(preset(plain("dwq"))) == 2
     assert passes_per_batch(preset(plain("pbat"))) == pytest.approx(1 + 0.5 * 25 * (1 + 4 / 3))
     assert passes_per_batch(preset(plain("pbat"), options={"moves": "random", "attack_steps": 6})) == pytest.approx(5)

@@ -20,6 +20,7 @@ from torch import nn
 
 from edgeguard.calib import calibrate
 from edgeguard.data import load_dataset
+from edgeguard.defences.checkpoint import load, save
 from edgeguard.defences.config import GIR, HardenConfig, PerImagePatches, UniversalPatches
 from edgeguard.defences.distributed import (
     ALONE,
@@ -29,7 +30,8 @@ from edgeguard.defences.distributed import (
     forbid_local_statistics,
     joined,
 )
-from edgeguard.defences.harden import HardenJob, choose_device, harden, load, resume, save
+from edgeguard.defences.harden import choose_device, harden, resume
+from edgeguard.defences.job import HardenJob
 from edgeguard.defences.trainer import Trainer
 from edgeguard.errors import InputError
 from edgeguard.models import load_model

@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from edgeguard import files
 from edgeguard.defences.config import HardenConfig, PerImagePatches, UniversalPatches, preset
-from edgeguard.defences.harden import HardenJob, choose_device, config_to_json, harden, job_from_json, resume
+from edgeguard.defences.harden import choose_device, harden, resume
+from edgeguard.defences.job import HardenJob, config_to_json, job_from_json
 from edgeguard.defences.speed import has_bfloat16_units
 from edgeguard.errors import InputError, MissingDependency
 from edgeguard.patch import Patch
@@ -109,6 +111,32 @@ def test_the_teacher_is_kept_in_the_checkpoint(finished, tmp_path):
     assert not torch.equal(teacher["conv1.weight"], untrained["conv1.weight"])  # it was pretrained
     subject = harden(without_distillation(max_steps=1), tmp_path / "run", Silent())
     assert not any(name.startswith("teacher.") for name in load_file(subject.checkpoint))
+
+
+def test_a_run_begins_with_the_model_of_another(finished, tmp_path):
+    first, _ = finished
+    still = without_distillation(max_steps=1, lr=1e-30, scale_lr=1e-30, weight_decay=0.0)
+    run = harden(dataclasses.replace(still, start=first.path), tmp_path / "run", Silent())
+    before, after = load_file(first.checkpoint), load_file(run.checkpoint)
+    learned = [name for name in before if name.startswith("model.") and "running" not in name and "tracked" not in name]
+    assert learned
+    assert all(torch.allclose(before[name].float(), after[name].float(), atol=1e-12) for name in learned)
+    assert run.config["training"]["start_sha256"] == files.sha256(first.checkpoint)
+    assert job_from_json(run).start == first.path
+    resume(run.path, Silent(), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"model": "resnet20"}, "model"), ({"widths": parse_widths("8,4")}, "widths"), ({"signed_activations": True}, "signed")],
+)
+def test_another_model_is_no_start(finished, tmp_path, changes, said):
+    base = without_distillation()
+    if "widths" in changes:
+        changes = {"config": dataclasses.replace(base.config, **changes)}
+    with pytest.raises(InputError, match=f"--start .*{said}"):
+        harden(dataclasses.replace(base, start=finished[0].path, **changes), tmp_path / "run", Silent())
+    assert not (tmp_path / "run").exists()
 
 
 def without_distillation(**changes):

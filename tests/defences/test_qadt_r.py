@@ -1,6 +1,9 @@
 """What the passes of QADT-R really see, and where its patches go."""
 
+import itertools
+
 import numpy as np
+import pytest
 import torch
 from small_training import TRAIN, batch_of, small_trainer
 from test_trainer import PER_IMAGE, UNIVERSAL, trainer
@@ -58,6 +61,29 @@ def test_patches_stay_where_they_are_and_climb_by_steps_that_halve():
         assert moved.max() == step
         spans = boxes(((later != clean) | (earlier != clean))[:12])
         assert all(height <= 4 and width <= 4 for height, width in spans)
+
+
+def test_patches_ascend_alone_while_the_weights_rest():
+    part = PerImagePatches(sizes=(4,), passes=1, ascents=3, step_size=40.0, momentum=0.0)
+    subject = trainer(augment=False, universal=None, per_image=part)
+    learned, forward = [], subject.forward
+
+    def watched(pixels, width):
+        norms = [norm.running_mean for norm in subject.model.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
+        state = [*subject.model.parameters(), *norms]
+        learned.append((len(pixels), [value.detach().clone() for value in state]))
+        return forward(pixels, width)
+
+    subject.forward = watched
+    seen, clean = seen_passes(subject)
+    assert [count for count, _ in learned] == [16, 12, 12, 12, 16]  # clean, three ascents of the patched share, the pass
+    first, *rest = [values for _, values in learned[1:]]
+    assert all(torch.equal(one, other) for values in rest for one, other in zip(first, values, strict=True))
+    assert not all(torch.equal(one, other) for one, other in zip(learned[0][1], first, strict=True))
+    sizes = [float((later[:12] - earlier[:12]).abs().max()) for earlier, later in itertools.pairwise(seen[1:])]
+    assert sizes == pytest.approx([40, 40 * (1 - 0.5 / 3), 40 * (1 - 1 / 3)], abs=1)
+    assert torch.equal(seen[-1][12:], clean[12:])
+    assert all(parameter.requires_grad for parameter in subject.model.parameters())
 
 
 def test_universal_patches_lie_on_the_first_images_of_the_first_pass():
