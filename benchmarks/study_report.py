@@ -42,8 +42,9 @@ def render(study: Study, notes: str, images: Sequence[str]) -> str:
         "# The study\n", _head(study), "## Goals\n", goals_table(study), "## Clean accuracy\n",
         "Percent of all test images, on ONNX Runtime's integer engine.\n", by_width(study, study.accuracy),
         "## What training costs\n",
-        f"{grid['passes']} passes over the training images for every run, seconds of wall clock"
-        " over all runs that a defence needs for its widths.\n", price_table(study),
+        f"{grid['passes']} passes over the training images at most for every run; a ready model has passes of its own. Seconds of"
+        " wall clock over all runs that a defence needs for its widths; other work on the machine is in them.\n",
+        price_table(study),
         "## Engines\n", export_table(study), _images([name for name in images if name.startswith("study-asr")]),
         *_attacks(study), "## QADT-R against the others\n",
         "Points of ASR, on the images that both engines classify correctly; Newcombe's interval for pairs, 95 %.\n",
