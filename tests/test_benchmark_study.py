@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,15 +29,17 @@ sys.path.insert(0, str(BENCHMARKS))
 
 from study import estimates, figures, goals, plots, training  # noqa: E402
 from study.cells import Cache, Cell, digest  # noqa: E402
-from study.grid import ATTACKS, DEFENCES, OURS, Budget, Defence, Grid, ablations  # noqa: E402
+from study.grid import ATTACKS, DEFENCES, OURS, READY, Budget, Defence, Grid, ablations, ready_row  # noqa: E402
 from study.planning import Data, Planner, parse_filters  # noqa: E402
 from study.work import Place, compute, drive, environment, split_threads  # noqa: E402
 
-from edgeguard import files  # noqa: E402
+from edgeguard import files, zoo  # noqa: E402
 from edgeguard.errors import EdgeGuardError, InputError  # noqa: E402
 from edgeguard.statistics import wilson  # noqa: E402
 
 DATA = Data("1" * 64, "2" * 64, 1280, 500)
+DIGITS = "resnet8-digits-qadtr"
+"""A ready model of the embedded data."""
 MINIATURE = [
     "--data", "digits", "--image-size", "16", "--model", "resnet8", "--widths", "4", "--passes", "40", "--max-steps", "60",
     "--harden", "--batch-size 32 --pretrain-epochs 2 --eval-limit 20", "--no-ablations", "--limit", "40",
@@ -260,6 +263,25 @@ def test_a_training_without_checkpoint_starts_again_and_one_with_goes_on(tmp_pat
     assert trainer.command(cell)[1:4] == ["harden", "--resume", str(folder)]
 
 
+def test_a_ready_model_is_judged_instead_of_trained(tmp_path: Path) -> None:
+    row = ready_row(DIGITS)
+    grid = small(defences=(row,), image_size=None, widths=("8", "4", "3"), surrogates=("8",), seeds=(0, 1), attacks=ATTACKS)
+    place = Place(grid, tmp_path / "cells", tmp_path / "work", "cpu", 1)
+    cells = place.planner().cells({"attack": ("accuracy", "per-image-8", "patch-rs-8")})
+    training = [cell for cell in cells if cell.kind == "train"]
+    assert len(training) == 1  # of one seed
+    assert place.trainer.model(training[0]) == zoo.MODELS / DIGITS
+    compute(place, training[0])
+    result = place.cache.read(training[0])["result"]
+    assert result["checkpoint_sha256"] == files.sha256(zoo.MODELS / DIGITS / "checkpoint.safetensors")
+    limits = {cell.width: cell.inputs["limit"] for cell in place.planner().cells() if cell.attack == "per-image-8"}
+    assert limits == {"8": 1000, "4": 1000, "3": 300}
+    assert grid.images(next(spec for spec in ATTACKS if spec.name == "patch-rs-8"), row, "8") == 300
+    other = planner(tmp_path, small(defences=(row,)))
+    with pytest.raises(InputError, match="made for other data"):
+        other.cells()
+
+
 def test_a_failed_training_says_what_it_said(tmp_path: Path) -> None:
     grid = small(defences=(Defence("bad", "Bad", ("--max-steps", "many")),))
     place = Place(grid, tmp_path / "cells", tmp_path / "work", "cpu", 1)
@@ -331,9 +353,11 @@ def test_threads_are_shared_by_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     """A finished study of made-up results, in which QADT-R is fooled on 20 of 100 images and the others on more."""
-    grid = small(widths=("8", "4"), surrogates=("8",), seeds=(0, 1), ablations=ablations(), attacks=ATTACKS)
+    grid = small(widths=("8", "4"), surrogates=("8",), seeds=(0, 1), ablations=ablations(), attacks=ATTACKS,
+                 defences=(*defences(), ready_row(DIGITS)), image_size=None)  # fmt: skip
     place = Place(grid, tmp_path / "cells", tmp_path / "work")
-    fill(place.cache, place.planner(), {"qat": 90, "pbat": 28, "dwq": 60, "dwq-4-16": 60, "triqdef": 40, OURS: 20})
+    fooled = {"qat": 90, "pbat": 28, "dwq": 60, "dwq-4-16": 60, "triqdef": 40, OURS: 20, READY: 45}
+    fill(place.cache, place.planner(), fooled)
     script.write_index(place)
     return place.results
 
@@ -375,10 +399,13 @@ def test_goals_are_reached_missed_or_open(results: Path) -> None:
     assert verdicts["ASR of QADT-R at least 25 points below DWQ on every unseen configuration and width"] is True
     assert verdicts["ASR of QADT-R at least 10 points below PBAT on every unseen configuration and width"] is False
     assert verdicts["ASR of QADT-R below PBAT under Patch-RS at every width"] is True
-    few = found["ASR of QADT-R under A-QAPA per image 8x8 at 8 bits at most 50%, on 1,000 images"]
+    text = "ASR of the ready QADT-R model under A-QAPA per image {0}x{0} at 8 bits at most {1}%, on 1,000 images"
+    few = found[text.format(8, 50)]
     assert few.reached is None
     assert "only 120 images judged" in few.figure
-    assert verdicts["QADT-R the best of all defences under A-QAPA per image 5x5 at every width"] is True
+    assert verdicts[text.format(5, 30)] is False
+    best = "QADT-R the best of all defences under A-QAPA per image 5x5 at every width, at an equal budget"
+    assert verdicts[best] is True
 
 
 def test_differences_are_of_the_images_that_count_for_both(results: Path) -> None:
@@ -390,6 +417,17 @@ def test_differences_are_of_the_images_that_count_for_both(results: Path) -> Non
     assert study.gap(OURS, "pbat", "4", "lavan-8") == pytest.approx(-0.08)
     assert study.gap(OURS, "nobody", "4", "lavan-8") is None
     assert study.difference(OURS, "nobody", "4", "lavan-8") is None
+
+
+def test_engines_are_compared_on_the_images_that_were_judged_of_both() -> None:
+    def judged(count: int, fooled: int) -> dict[str, Any]:
+        flags = {"eligible": np.arange(count) >= 0, "fooled": np.arange(count) < fooled}
+        return {"seed": 0, "result": {"judged": count, **{k: np.packbits(v).tobytes().hex() for k, v in flags.items()}}}
+
+    cells = {("attack", "a", "8", "x"): [judged(300, 60)], ("attack", "b", "8", "x"): [judged(100, 20)]}
+    found = figures.Study({}, cells, ()).difference("a", "b", "8", "x")
+    assert found is not None
+    assert (found.n, found.value) == (100, pytest.approx(0.4))
 
 
 def test_a_page_needs_a_study(tmp_path: Path) -> None:
@@ -445,6 +483,11 @@ def test_an_interrupted_study_goes_on(miniature: Path) -> None:
     assert documents["export"]["result"]["identical_to_reference"] is True
     assert documents["accuracy"]["result"]["accuracy"] > 0.3
     assert documents["accuracy"]["result"]["n"] == 360
+    (packed,) = miniature.glob("cells/models/*")
+    assert documents["train"]["result"]["checkpoint_sha256"] == files.sha256(packed / "checkpoint.safetensors")
+    run = next(miniature.glob("work/runs/*/checkpoint.safetensors"))
+    assert (packed / "checkpoint.safetensors").stat().st_size < run.stat().st_size
+    assert str(miniature) not in (packed / "config.json").read_text()
     assert environment(Place(small(), miniature, miniature))["versions"]["onnxruntime"]
 
 
@@ -497,7 +540,12 @@ def test_every_attack_is_judged_by_workers(miniature: Path, monkeypatch: pytest.
     assert share.successes == results["aqapa-8"]["successes"]
 
 
-def test_an_engine_without_its_training_says_so(miniature: Path, tmp_path: Path) -> None:
-    command = [*MINIATURE, "--work", str(tmp_path), "--results", str(miniature / "cells")]
-    with pytest.raises(InputError, match=r"give the folder with --work, or delete .*train.*json to train it again"):
-        script.run([*command, "--only", "defence=qat", "--only", "attack=noise-8", "--limit", "41"])
+def test_an_engine_is_made_again_from_the_results_and_says_so_when_it_cannot(miniature: Path, tmp_path: Path) -> None:
+    results = tmp_path / "cells"
+    shutil.copytree(miniature / "cells", results)
+    command = [*MINIATURE, "--work", str(tmp_path / "empty"), "--results", str(results), "--only", "defence=qat"]
+    assert script.run([*command, "--only", "attack=noise-8", "--limit", "41"]) == 1
+    shutil.rmtree(results / "models")
+    shutil.rmtree(tmp_path / "empty")
+    with pytest.raises(InputError, match=r"is not at .*models.*; delete .*train.*json to train it again"):
+        script.run([*command, "--only", "attack=noise-8", "--limit", "42"])

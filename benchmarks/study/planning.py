@@ -66,7 +66,7 @@ class Planner:
         wanted = filters or {}
         ordered: dict[str, Cell] = {}
         for defence in (*self._grid.defences, *self._grid.ablations):
-            seeds = self._grid.seeds[:1] if defence.ablation else self._grid.seeds
+            seeds = self._grid.seeds[:1] if defence.ablation or defence.ready else self._grid.seeds
             for seed in seeds:
                 if _passes(wanted, "defence", defence.name) and _passes(wanted, "seed", str(seed)):
                     for cell in self._wanted(defence, seed, wanted):
