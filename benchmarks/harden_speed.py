@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from make_zoo import public
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
@@ -271,7 +272,7 @@ def main() -> None:
     kept = keep_freed_memory()
     setting = prepare(args)
     result: dict[str, Any] = {
-        "schema": "edgeguard.benchmark.harden_speed/2", "model": args.model, "data": args.data,
+        "schema": "edgeguard.benchmark.harden_speed/2", "model": args.model, "data": public(args.data),
         "image_shape": setting.data.image_shape, "batch_size": args.batch_size, "bits": args.bits, "rounds": args.rounds,
         "threads": args.threads, "device": str(setting.device), "keeps_freed_memory": kept, "versions": versions(),
     }  # fmt: skip

@@ -13,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "harden_speed.py"
+sys.path.insert(0, str(SCRIPT.parent))
 SETTINGS = ["--model", "resnet8", "--image-size", "16", "--batch-size", "16", "--bits", "4,2", "--threads", "1"]
 PASSES = 4
 
