@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def render(study: Study, notes: str, images: Sequence[str]) -> str:
         "## Engines\n", export_table(study), _images([name for name in images if name.startswith("study-asr")]),
         *_attacks(study), "## QADT-R against the others\n",
         "Points of ASR, on the images that both engines classify correctly; Newcombe's interval for pairs, 95 %.\n",
-        *(f"### {one['title']}\n\n{difference_table(study, one['name'])}" for one in study.attacks),
+        *(f"### {one['title']}\n\n{difference_table(study, one['name'])}" for one in _tried(study)),
         "## Certified accuracy\n", _certified(study), by_width(study, study.certified),
     ]  # fmt: skip
     if study.ablations:
@@ -59,8 +60,7 @@ def render(study: Study, notes: str, images: Sequence[str]) -> str:
         ]
     parts += ["## Not reproduced\n", notes.strip() + "\n"]
     if study.missing:
-        parts += ["## Not measured\n", f"{len(study.missing)} cells of the grid: {', '.join(study.missing[:20])}"
-                  + (" and others" if len(study.missing) > 20 else "") + ".\n"]  # fmt: skip
+        parts += ["## Not measured\n", _missing(study.missing)]
     return "\n".join(part for part in parts if part)
 
 
@@ -89,9 +89,24 @@ def _head(study: Study) -> str:
     )  # fmt: skip
 
 
+def _missing(names: Sequence[str]) -> str:
+    """Trainings by name, all else by kind and number."""
+    counts = Counter(name.split(".")[0] for name in names)
+    trainings = [name.removeprefix("train.") for name in names if name.startswith("train.")]
+    kinds = ", ".join(f"{count} of kind {kind}" for kind, count in sorted(counts.items()))
+    listed = f" Not trained: {', '.join(trainings)}." if trainings else ""
+    return f"{len(names)} cells of the grid: {kinds}.{listed} The same command computes them.\n"
+
+
+def _tried(study: Study) -> list[Mapping[str, Any]]:
+    """Attacks of which anything is measured."""
+    names = [one["name"] for one in study.defences]
+    return [one for one in study.attacks if any(study.documents("attack", n, w, one["name"]) for n in names for w in study.widths)]
+
+
 def _attacks(study: Study) -> list[str]:
     parts = ["## Attack success rates\n", "Percent. The lower the better for the defence.\n"]
-    for one in study.attacks:
+    for one in _tried(study):
         seen = " (seen in training)" if one["seen"] else ""
         parts += [f"### {one['title']}{seen}\n", attack_table(study, one["name"])]
         if one["method"] in ("a-qapa", "gap"):

@@ -21,6 +21,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+def measured(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table without the rows and columns in which nothing is measured; a sentence where nothing is at all."""
+    rows = [row for row in rows if any(cell != NONE for cell in row[1:])]
+    kept = [number for number in range(len(header)) if number == 0 or any(row[number] != NONE for row in rows)]
+    if not rows:
+        return "Not measured.\n"
+    return table([header[number] for number in kept], [[row[number] for number in kept] for row in rows])
+
+
 def shown(share: Share | None) -> str:
     """A share with interval and n, and its range over seeds where there are several."""
     if share is None:
@@ -37,7 +46,7 @@ def by_width(study: Study, value: Callable[[str, str], Share | None]) -> str:
     rows = [
         [str(one["title"]), *(shown(value(one["name"], width)) for width in study.widths)] for one in study.defences
     ]
-    return table(["defence", *(f"{width} bits" for width in study.widths)], rows)
+    return measured(["defence", *(f"{width} bits" for width in study.widths)], rows)
 
 
 def goals_table(study: Study) -> str:
@@ -56,7 +65,7 @@ def sources(study: Study, attack: str) -> str:
         found = [[str(doc["result"]["source"]) for doc in study.documents("attack", one["name"], width, attack)]
                  for width in study.widths]  # fmt: skip
         rows.append([str(one["title"]), *(", ".join(cell) or NONE for cell in found)])
-    return table(["strongest patch from", *(f"{width} bits" for width in study.widths)], rows)
+    return measured(["strongest patch from", *(f"{width} bits" for width in study.widths)], rows)
 
 
 def price_table(study: Study) -> str:
@@ -75,7 +84,7 @@ def price_table(study: Study) -> str:
         rows.append([str(one["title"]), f"{runs:g}", f"{result['epochs']}", f"{passes:.2f}",
                      f"{passes * result['epochs'] * runs:.1f}", f"{seconds:,.0f}" if seconds else NONE, ratio])  # fmt: skip
     header = ["defence", "runs", "epochs", "passes over each batch", "passes over the data", "training, s", "over QAT"]
-    return table(header, rows)
+    return measured(header, rows)
 
 
 def _seconds(study: Study, defence: str) -> float:
@@ -101,7 +110,7 @@ def export_table(study: Study) -> str:
             f"{min(r['file_bytes'] for r in results):,} to {max(r['file_bytes'] for r in results):,}",
             ", ".join(f"{size}x{size}" for size in sizes) or "none",
         ])  # fmt: skip
-    return table(["defence", "integer MACs", "identical to the reference", "file, bytes", "patches in training"], rows)
+    return measured(["defence", "integer MACs", "identical to the reference", "file, bytes", "patches in training"], rows)
 
 
 def difference_table(study: Study, attack: str) -> str:
@@ -116,9 +125,7 @@ def difference_table(study: Study, attack: str) -> str:
             cells.append(NONE if found is None else f"{100 * found.value:+.1f} [{100 * found.ci95[0]:+.1f}, "
                          f"{100 * found.ci95[1]:+.1f}], n = {found.n:,}")  # fmt: skip
         rows.append([f"against {one['title']}", *cells])
-    if all(cell == NONE for row in rows for cell in row[1:]):
-        return "Not measured.\n"
-    return table(["QADT-R", *(f"{width} bits" for width in study.widths)], rows)
+    return measured(["QADT-R", *(f"{width} bits" for width in study.widths)], rows)
 
 
 def ablation_table(study: Study) -> str:
@@ -139,7 +146,7 @@ def ablation_table(study: Study) -> str:
         shares = [study.accuracy(one["name"], width) for width in widths]
         shares += [study.asr(one["name"], width, attack) for attack in attacks for width in widths]
         rows.append([str(one["title"]), *(NONE if share is None else f"{100 * share.value:.1f}" for share in shares)])
-    return table(header, rows)
+    return measured(header, rows)
 
 
 def largest_interval(study: Study) -> float:
