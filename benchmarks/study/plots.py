@@ -6,6 +6,7 @@ import re
 
 from edgeguard.report.charts import bars, grid
 from study.figures import Study
+from study.grid import READY
 
 COLOURS = {"ink": "#16191f", "soft": "#5a6372", "line": "#dfe3ea", "bar": "#c9502f", "heat": "#f2875b"}
 HEADLINE = "per-image-8"
@@ -27,6 +28,7 @@ def plots(study: Study) -> dict[str, str]:
 def _width(study: Study, width: str) -> str:
     """Attacks by defences at one width."""
     names = [str(one["name"]) for one in study.defences]
+    names = [name for name in names if any(study.asr(name, width, one["name"]) for one in study.attacks)]
     rows, shares = [], []
     for attack in study.attacks:
         measured = [study.asr(name, width, attack["name"]) for name in names]
@@ -36,8 +38,13 @@ def _width(study: Study, width: str) -> str:
     if not rows:
         return ""
     return standalone(
-        grid(rows, names, shares, f"attack success rates at {width} bits in percent, attacks by defences")
+        grid(rows, [label(name) for name in names], shares, f"attack success rates at {width} bits in percent, attacks by defences")
     )
+
+
+def label(name: str) -> str:
+    """A defence's name where there is little room."""
+    return "ready" if name == READY else name
 
 
 def _headline(study: Study) -> str:
@@ -47,7 +54,7 @@ def _headline(study: Study) -> str:
         for width in study.widths:
             share = study.asr(one["name"], width, HEADLINE)
             if share is not None:
-                labels.append(f"{one['name']}, {width} bits")
+                labels.append(f"{label(one['name'])}, {width} bits")
                 shares.append((share.value, *share.ci95))
                 counts.append(share.n)
     return standalone(bars(labels, shares, counts, "attack success rate of A-QAPA per image, 8x8")) if labels else ""
