@@ -33,7 +33,7 @@ SPARE = 256
 _STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 
-class TooLarge(InputError):
+class TooLarge(InputError):  # noqa: N818
     """A message is larger than what it could be about."""
 
 
@@ -246,5 +246,5 @@ def _from_json(data: Any, name: str, dtype: np.dtype[Any], shape: tuple[int, ...
                 return np.array(values, np.float64).astype(dtype).reshape(shape)
     except (ValueError, OverflowError) as exc:
         raise InputError(f"tensor {name!r:.60}: a value is out of the range of {dtype.name}") from exc
-    expected = "whole numbers from 0 to 255" if dtype.kind == "u" else "numbers"
-    raise InputError(f"tensor {name!r:.60}: {dtype.name} takes {expected}, got {', '.join(sorted(kind.__name__ for kind in kinds))}")
+    expected, got = "whole numbers from 0 to 255" if dtype.kind == "u" else "numbers", sorted(kind.__name__ for kind in kinds)
+    raise InputError(f"tensor {name!r:.60}: {dtype.name} takes {expected}, got {', '.join(got)}")

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SIBLINGS = ("export", "targets", "calib")
 CORE = {
     "__init__", "errors", "inttype", "files", "graph", "graph_nodes", "graph_check", "graph_io", "patch", "artifact", "inspection",
-    "statistics", "pool_artifact", "memory", "open_inference",
+    "statistics", "pool_artifact", "memory", "open_inference", "secrets",
 }  # fmt: skip
 
 INTERNAL: dict[str, set[str]] = {
@@ -69,7 +69,9 @@ EXTERNAL: dict[str, set[str]] = {
 
 RUNTIMES = {"onnxruntime", "tensorrt", "openvino", "torch"}
 STANDARD = sys.stdlib_module_names | {"tomllib"}
-TORCH_FREE = ("", ".cli", ".data", ".targets", ".artifact", ".pool_artifact", ".inspection", ".report", ".certify", ".zoo", ".serve")
+TORCH_FREE = (
+    "", ".cli", ".data", ".targets", ".artifact", ".pool_artifact", ".inspection", ".report", ".certify", ".zoo", ".serve",
+)  # fmt: skip
 HEAVY = ("torch", "torchvision", "onnx", "brevitas", "PIL")
 
 Import = tuple[int, str]

@@ -14,6 +14,7 @@ from edgeguard.artifact import MANIFEST
 from edgeguard.cli.console import ConfigOption, JsonOption, emit, log
 from edgeguard.errors import EngineError
 from edgeguard.pool_artifact import Pool, load_model
+from edgeguard.secrets import read_token
 from edgeguard.targets import open_engine
 
 MEBIBYTE = 1 << 20
@@ -45,7 +46,7 @@ def serve(
 
     Prints the model's URL when it listens, and runs until it is interrupted or terminated; then what has arrived is answered.
     """
-    from edgeguard.serve import Model, ServeOptions, listen, read_token, run
+    from edgeguard.serve import Model, ServeOptions, listen, run
 
     options = ServeOptions(
         host, port, read_token(token_file) if token_file is not None else None, tls_cert, tls_key, max_batch, max_waiting,

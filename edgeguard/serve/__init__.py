@@ -10,6 +10,6 @@ application, `connections` what uvicorn is told, `telemetry` logs and metrics.
 
 from edgeguard.serve.connections import listen, run
 from edgeguard.serve.model import Model
-from edgeguard.serve.options import ServeOptions, read_token
+from edgeguard.serve.options import ServeOptions
 
-__all__ = ["Model", "ServeOptions", "listen", "read_token", "run"]
+__all__ = ["Model", "ServeOptions", "listen", "run"]

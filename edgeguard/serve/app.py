@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from edgeguard.errors import EdgeGuardError, InputError
 from edgeguard.open_inference import HEADER, TooLarge
-from edgeguard.serve.answers import read_request, write_answer
+from edgeguard.serve.answers import Request, read_request, write_answer
 from edgeguard.serve.model import VERSION, Model, server_metadata
 from edgeguard.serve.openapi import document
 from edgeguard.serve.options import BODIES, ServeOptions
@@ -202,11 +202,7 @@ class App:
             raise Overloaded("the server is shutting down" if self.closing else "too many requests wait for the engine; try later")
         held = [0]
         try:
-            body = await self._body(call, held)
-            header = call.headers.get(HEADER.lower())
-            large = header is None and len(body) > INLINE
-            request = await self._maybe_in_thread(large, lambda: read_request(body, header, self._model, self._bounds))
-            del body
+            request = await self._request(call, held)
             call.images = len(request.images)
             logits = await self._logits(call, self._worker.submit(request.images))
             many = not request.binary and logits.nbytes > INLINE
@@ -216,6 +212,11 @@ class App:
         if length is None:
             return Answer(payload)
         return Answer(payload, kind=BYTES, headers={HEADER.lower(): str(length)})
+
+    async def _request(self, call: _Call, held: list[int]) -> Request:
+        body, header = await self._body(call, held), call.headers.get(HEADER.lower())
+        large = header is None and len(body) > INLINE
+        return await self._maybe_in_thread(large, lambda: read_request(body, header, self._model, self._bounds))
 
     async def _body(self, call: _Call, held: list[int]) -> bytes:
         """The whole body, as far as all bodies that are held now leave room for it. held: what was taken of that room."""
@@ -256,8 +257,9 @@ class App:
         """Wait for the engine, but no longer than for the client."""
         answer = asyncio.wrap_future(future)
         gone = asyncio.ensure_future(call.receive())
+        either: set[asyncio.Future[Any]] = {answer, gone}
         try:
-            await asyncio.wait({answer, gone}, timeout=self._options.timeout, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, timeout=self._options.timeout, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 return answer.result()
             if gone.done():

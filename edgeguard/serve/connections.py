@@ -65,8 +65,8 @@ def run(engine: Engine, model: Model, options: ServeOptions, listening: socket.s
     app = App(model, worker, options, metrics, log)
     metrics.show(gauges(worker, lambda: app.held, lambda: 0 if server is None else len(server.server_state.connections)))
     config = uvicorn.Config(
-        app, http=_protocol(options), loop="asyncio", ws="none", lifespan="off", interface="asgi3", log_config=None, access_log=False,
-        server_header=False, proxy_headers=False, timeout_keep_alive=max(1, round(options.idle)),
+        app, http=_protocol(options), loop="asyncio", ws="none", lifespan="off", interface="asgi3", log_config=None,
+        access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=max(1, round(options.idle)),
         timeout_graceful_shutdown=max(1, round(options.timeout + GRACE)), h11_max_incomplete_event_size=HEAD_BYTES,
         ssl_certfile=options.certificate, ssl_keyfile=options.key,
     )  # fmt: skip

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from edgeguard.errors import InputError
 
-SHORTEST_TOKEN, LONGEST_TOKEN = 16, 1024
 BODIES = 4
 """Bodies of the largest size that are held at the same time, at most."""
 
@@ -75,21 +74,3 @@ class ServeOptions:
         except (OSError, ValueError) as exc:
             raise InputError(f"{self.certificate} and {self.key} are not a certificate and its key in PEM: {exc}") from exc
         return context
-
-
-def read_token(path: Path) -> str:
-    """The secret in a file, without the white space around it.
-
-    Raises:
-        InputError: unreadable, too short to be a secret, or with characters that no HTTP header can carry.
-    """
-    try:
-        with path.open("rb") as handle:
-            token = handle.read(LONGEST_TOKEN + 2).decode("ascii").strip()
-    except OSError as exc:
-        raise InputError(f"cannot read the token file {path}: {exc.strerror or exc}") from exc
-    except UnicodeDecodeError as exc:
-        raise InputError(f"the token in {path} must be of ASCII letters, digits and signs") from exc
-    if not SHORTEST_TOKEN <= len(token) <= LONGEST_TOKEN or not token.isprintable() or " " in token:
-        raise InputError(f"the token in {path} must have {SHORTEST_TOKEN} to {LONGEST_TOKEN} printable characters without spaces")
-    return token
