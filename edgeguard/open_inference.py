@@ -130,7 +130,7 @@ def read_object(text: bytes, bounds: Bounds) -> dict[str, Any]:
         raise TooLarge(f"the JSON holds more than the {bounds.values} numbers that it can be about, or too many lists or strings")
     _check_depth(text)
     try:
-        document = json.loads(text, parse_constant=_refuse)
+        document = json.loads(text.decode(), parse_constant=_refuse)  # given bytes, it would guess other encodings
     except (ValueError, RecursionError) as exc:  # not UTF-8 is a ValueError, too
         raise InputError(f"the body is not valid JSON: {exc!s:.120}") from exc
     if not isinstance(document, dict):

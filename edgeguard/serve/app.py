@@ -136,6 +136,8 @@ class App:
     async def _routed(self, call: _Call) -> Answer:
         route, methods, own = _route(call.scope["path"])
         call.route = route
+        if call.scope["http_version"] not in ("1.0", "1.1"):
+            raise Refusal(505, "this server speaks HTTP/1.1", connection="close")
         if route not in PUBLIC:
             self._authorize(call)
         elif self._options.token is None:
