@@ -179,14 +179,20 @@ class Client:
             try:
                 connection.request(method, path, body, own)
                 response = connection.getresponse()
-                payload = self._read(response, limit if response.status == 200 else ERROR_BYTES, response.status == 200)
+                try:
+                    payload = self._read(response, limit if response.status == 200 else ERROR_BYTES, response.status == 200)
+                    reusable = response.isclosed() and not response.will_close
+                finally:
+                    response.close()
             except ssl.SSLCertVerificationError as exc:
                 raise EngineError(f"{self._address.url}: the server's certificate is not trusted: {exc.verify_message}") from exc
             except (OSError, http.client.HTTPException, ValueError) as exc:
                 if deadline.passed or isinstance(exc, TimeoutError):
                     raise _Again(f"no whole answer came within {seconds:g} s") from exc
                 raise _failure(exc, self._address.url) from exc
-            if response.will_close or not response.isclosed():
+            if deadline.passed:  # its end was the cut
+                raise _Again(f"no whole answer came within {seconds:g} s")
+            if not reusable:
                 connection.close()
         found = {key.lower(): value for key, value in response.getheaders()}
         reply = Reply(response.status, found, payload)
@@ -199,6 +205,8 @@ class Client:
         """The body; whole: more than the limit is an error, else the rest is left where it is."""
         if whole and response.length is not None and response.length > limit:
             raise EngineError(f"{self._address.url} announced an answer of {response.length} bytes; at most {limit} are sensible")
+        if whole and response.length is None and not response.chunked:
+            raise _Again("the answer came without a length, as if its head had broken off")
         parts, size = [], 0
         while part := response.read(min(PART, limit + 1 - size)):
             parts.append(part)
