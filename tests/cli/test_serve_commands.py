@@ -8,15 +8,34 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import Done
+from conftest import Done, execute
 from serving import serve_artifact
+from small_artifact import labelled, small_graph, write_artifact
 
 from edgeguard.report.read import read_report
 
 Program = Callable[..., Done]
 TOKEN = "a-secret-of-the-tests-alone"
-SMALL = ("--limit", "40", "--steps", "5", "--universal-queries", "100", "--patch-size", "4")
+DATA = ("--data", "npz:data.npz")
+SMALL = ("--limit", "40", "--steps", "5", "--universal-queries", "100", "--patch-size", "4", "--placement", "random")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the artifact `a8` and with `data.npz`; nothing of it is trained, for nothing here needs that."""
+    folder = tmp_path_factory.mktemp("serve")
+    write_artifact(folder / "a8", small_graph(bits=8), "8")
+    dataset = labelled(small_graph(bits=8), 160)
+    images = np.ascontiguousarray(dataset.images(np.arange(len(dataset))).transpose(0, 2, 3, 1))
+    np.savez(folder / "data.npz", images=images, labels=dataset.labels)
+    return folder
+
+
+@pytest.fixture
+def program(workspace: Path) -> Program:
+    return lambda *arguments: execute(workspace, *arguments)
 
 
 @pytest.mark.parametrize(
@@ -57,18 +76,18 @@ def test_serve_and_verify(program: Program, workspace: Path, tmp_path: Path) -> 
     (workspace / "token").write_text(f"{TOKEN}\n")
     with serve_artifact(workspace / "a8", tmp_path, "--token-file", workspace / "token", "--quiet", "--name", "board-1") as server:
         assert server.url.endswith("/v2/models/board-1")
-        done = program("verify", server.url, "--data", "digits")
+        done = program("verify", server.url, *DATA)
         assert done.returncode == 3
         assert "401: a token is needed" in done.stderr
-        done = program("verify", server.url, "--token-file", "token", "--twin", "a8", "--budget", "quick", *SMALL, "--out", "far", "--json")
+        done = program("verify", server.url, "--token-file", "token", "--twin", "a8", "--budget", "quick", *DATA, *SMALL, "--out", "far", "--json")
         assert done.returncode == 0, done.stderr
         report = json.loads(done.stdout)
         assert report["artifact"]["remote"]["url"] == server.url
         assert TOKEN not in done.stdout
         assert report == read_report(workspace / "far" / "report.json")
-        local = program("verify", "a8", "--budget", "quick", *SMALL, "--out", "near", "--json")
+        local = program("verify", "a8", "--budget", "quick", *DATA, *SMALL, "--out", "near", "--json")
         assert json.loads(local.stdout)["attacks"] == report["attacks"]
-        done = program("verify", server.url, "--token-file", "token", "--data", "digits", *SMALL, "--out", "blind")
+        done = program("verify", server.url, "--token-file", "token", *DATA, *SMALL, "--out", "blind")
         assert done.returncode == 0, done.stderr
         assert "Not tried: a-qapa-per-image" in done.stdout
         assert not (workspace / "blind.unfinished").exists()
@@ -79,7 +98,7 @@ def test_serve_and_verify(program: Program, workspace: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("a8", "--twin", "a2"), 2, "--twin is for a remote engine"), (("a8", "--rate", "5"), 2, "--rate is for a remote engine"),
+        (("a8", "--twin", "a8"), 2, "--twin is for a remote engine"), (("a8", "--rate", "5"), 2, "--rate is for a remote engine"),
         (("http://127.0.0.1:1/v2",), 2, "is not the URL of a model"), (("grpc://127.0.0.1:1/v2/models/m",), 2, "is not the URL"),
         (("http://u:p@127.0.0.1:1/v2/models/m",), 2, "a URL with a password"),
         (("http://127.0.0.1:1/v2/models/m", "--patience", "0.2"), 3, "Connection refused"),
@@ -97,12 +116,12 @@ def test_what_verify_refuses(program: Program, arguments: tuple[str, ...], code:
 def test_what_needs_gradients_is_refused_when_it_is_asked_for(program: Program, workspace: Path, tmp_path: Path) -> None:
     with serve_artifact(workspace / "a8", tmp_path) as server:
         for options in (("--attack", "a-qapa"), ("--access", "engine"), ("--attack", "gap,patch-rs")):
-            done = program("verify", server.url, "--data", "digits", *options)
+            done = program("verify", server.url, *DATA, *options)
             assert done.returncode == 2
             assert "needs gradients" in done.stderr
         done = program("verify", server.url, *SMALL)
         assert done.returncode == 2
         assert "name labelled images with --data" in done.stderr
-        done = program("verify", server.url, "--data", "digits", "--runtime", "ort", "--attack", "patch-rs")
+        done = program("verify", server.url, *DATA, "--runtime", "ort", "--attack", "patch-rs")
         assert done.returncode == 2
         assert "leave --runtime and --threads out" in done.stderr

@@ -27,7 +27,7 @@ from edgeguard.verify import Gate, Remote, VerifyOptions, verify, without_gradie
 Options = Callable[..., VerifyOptions]
 ALL = {
     "attacks": ("a-qapa", "a-qapa-per-image", "patch-rs", "patch-rs-per-image"), "accesses": ("transfer", "engine", "query"),
-    "placements": ("random", "worst"), "universal_queries": 400, "queries": 30, "per_image_limit": 20, "batch_size": 16,
+    "placements": ("random", "worst"), "universal_queries": 200, "queries": 12, "per_image_limit": 10, "batch_size": 16, "restarts": 1, "limit": 48,
 }  # fmt: skip
 QUERY = {**ALL, "attacks": ("patch-rs", "patch-rs-per-image"), "accesses": ("query",)}
 
