@@ -75,7 +75,9 @@ class Served:
     def path(self) -> str:
         return urlsplit(self.url).path
 
-    def request(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, timeout: float = 30) -> Reply:
+    def request(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, timeout: float = 30
+    ) -> Reply:
         connection = http.client.HTTPConnection(*self.address, timeout=timeout)
         try:
             connection.request(method, path, body, dict(headers or {}))

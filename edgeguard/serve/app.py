@@ -110,7 +110,8 @@ class App:
             seconds = time.perf_counter() - begin
             self._metrics.request(call.route, call.status, seconds)
             more = {"images": call.images} if call.images else {}
-            self._log("request", error=call.status >= 500, method=scope["method"][:20], path=scope["path"][:200],
+            failed = call.status >= 500 and call.status != 503  # being busy is no failure
+            self._log("request", error=failed, method=scope["method"][:20], path=scope["path"][:200],
                       status=call.status, seconds=round(seconds, 6), **more)  # fmt: skip
 
     async def _answered(self, call: _Call) -> Answer:

@@ -42,8 +42,10 @@ def program(workspace: Path) -> Program:
     ("options", "message"),
     [
         (("--host", "0.0.0.0"), "no token protects it"), (("--host", "::"), "no token protects it"),
-        (("--tls-cert", "c.pem"), "both --tls-cert and --tls-key"), (("--tls-cert", "no", "--tls-key", "no"), "not a certificate"),
-        (("--token-file", "missing"), "cannot read the token file"), (("--max-batch", "0"), "max-batch"), (("--port", "70000"), "port"),
+        (("--tls-cert", "c.pem"), "both --tls-cert and --tls-key"),
+        (("--tls-cert", "no", "--tls-key", "no"), "not a certificate"),
+        (("--token-file", "missing"), "cannot read the token file"),
+        (("--max-batch", "0"), "max-batch"), (("--port", "70000"), "port"),
         (("--name", "a/b"), "give --name"), (("--runtime", "gpu"), "unknown runtime"), (("--timeout", "-1"), "timeouts"),
         (("--host", "203.0.113.1", "--token-file", "token"), "cannot listen on 203.0.113.1"),
     ],
@@ -74,18 +76,20 @@ def test_secrets_that_are_none(program: Program, workspace: Path, secret: str) -
 
 def test_serve_and_verify(program: Program, workspace: Path, tmp_path: Path) -> None:
     (workspace / "token").write_text(f"{TOKEN}\n")
-    with serve_artifact(workspace / "a8", tmp_path, "--token-file", workspace / "token", "--quiet", "--name", "board-1") as server:
+    options = ("--token-file", workspace / "token", "--quiet", "--name", "board-1")
+    with serve_artifact(workspace / "a8", tmp_path, *options) as server:
         assert server.url.endswith("/v2/models/board-1")
         done = program("verify", server.url, *DATA)
         assert done.returncode == 3
         assert "401: a token is needed" in done.stderr
-        done = program("verify", server.url, "--token-file", "token", "--twin", "a8", "--budget", "quick", *DATA, *SMALL, "--out", "far", "--json")
+        asked = ("--budget", "quick", *DATA, *SMALL, "--json")
+        done = program("verify", server.url, "--token-file", "token", "--twin", "a8", *asked, "--out", "far")
         assert done.returncode == 0, done.stderr
         report = json.loads(done.stdout)
         assert report["artifact"]["remote"]["url"] == server.url
         assert TOKEN not in done.stdout
         assert report == read_report(workspace / "far" / "report.json")
-        local = program("verify", "a8", "--budget", "quick", *DATA, *SMALL, "--out", "near", "--json")
+        local = program("verify", "a8", *asked, "--out", "near")
         assert json.loads(local.stdout)["attacks"] == report["attacks"]
         done = program("verify", server.url, "--token-file", "token", *DATA, *SMALL, "--out", "blind")
         assert done.returncode == 0, done.stderr

@@ -90,10 +90,12 @@ DOCUMENTS: dict[str, Any] = {
     "outputs unknown": {**json_request(ONE), "outputs": [{"name": "softmax"}]},
     "outputs twice": {**json_request(ONE), "outputs": [{"name": "logits"}] * 2},
     "outputs of classes": {**json_request(ONE), "outputs": [{"name": "logits", "parameters": {"classification": 3}}]},
-    "outputs in shared memory": {**json_request(ONE), "outputs": [{"name": "logits", "parameters": {"shared_memory_region": "x"}}]},
+    "outputs in shared memory": {
+        **json_request(ONE), "outputs": [{"name": "logits", "parameters": {"shared_memory_region": "x"}}],
+    },
     "binary output a number": {**json_request(ONE), "parameters": {"binary_data_output": 1}},
     "parameters of the request a list": {**json_request(ONE), "parameters": []},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -105,6 +107,7 @@ def test_documents(toy: Served, name: str) -> None:
 
 
 WHOLE = json.dumps(json_request(ONE)).encode()
+FLOATS = b'{"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 3, 4, 4], "data": ['
 BODIES: dict[str, bytes] = {
     "empty": b"",
     "white space": b" \n\t ",
@@ -117,9 +120,8 @@ BODIES: dict[str, bytes] = {
     "a zero byte": b"\x00" + WHOLE,
     "half a surrogate": WHOLE.replace(b'"pixels"', b'"\\ud800"'),
     "NaN": WHOLE.replace(b"[1, 3", b"[NaN, 3", 1),
-    "data of NaN": b'{"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 3, 4, 4], "data": [' + b"NaN," * 47 + b"NaN]}]}",
-    "data of Infinity": b'{"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 3, 4, 4], "data": ['
-    + b"-Infinity," * 47 + b"1e999]}]}",
+    "data of NaN": FLOATS + b"NaN," * 47 + b"NaN]}]}",
+    "data of Infinity": FLOATS + b"-Infinity," * 47 + b"1e999]}]}",
     "1e999": b'{"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1], "data": [1e999]}]}',
     "deep lists": b"[" * 50_000,
     "deep lists, closed": b'{"inputs": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",

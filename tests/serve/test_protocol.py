@@ -73,7 +73,8 @@ def test_what_the_metadata_says(served: Served, ort_artifact: Artifact) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404), ("GET", "/v2/models", 404), ("GET", "/v2/models/other", 404), ("GET", "/v2/models/small-4/versions/2", 404),
+        ("GET", "/", 404), ("GET", "/v2/models", 404), ("GET", "/v2/models/other", 404),
+        ("GET", "/v2/models/small-4/versions/2", 404),
         ("GET", "/v2/models/small-4/infer", 405), ("POST", "/v2", 405), ("DELETE", "/v2/models/small-4", 405),
         ("POST", "/v2/models/other/infer", 404), ("GET", "/v2/models/..%2f..%2fetc", 404), ("GET", "/v2/models/%00", 404),
         ("GET", "/v2/health/live/x", 404), ("GET", "/v2/models/small-4/versions", 404),

@@ -53,13 +53,13 @@ def _handler(fake: Fake) -> type[BaseHTTPRequestHandler]:
             with fake.lock:
                 fake.connections += 1
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        def log_message(self, format: str, *args: Any) -> None:
             return
 
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             self.reply(fake.server if self.path == "/v2" else fake.model)
 
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             with fake.lock:
                 number, fake.requests = fake.requests, fake.requests + 1

@@ -91,7 +91,8 @@ def test_sizes_that_the_server_leaves_open() -> None:
         with opened(fake, shape=TOY_SHAPE) as engine:
             assert engine.num_classes == TOY_CLASSES
             np.testing.assert_array_equal(engine(toy_images(2)), toy_logits(toy_images(2)))
-    with running(Fake()) as fake, pytest.raises(InputError, match=r"takes images of \(3, 4, 4\), and those at hand are of \(3, 8, 8\)"):
+    message = r"takes images of \(3, 4, 4\), and those at hand are of \(3, 8, 8\)"
+    with running(Fake()) as fake, pytest.raises(InputError, match=message):
         opened(fake, shape=(3, 8, 8))
 
 
@@ -230,24 +231,26 @@ def test_answers_that_cannot_be_used(name: str) -> None:
         assert fake.requests == 1, "what is wrong stays wrong"
 
 
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 WIRES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "garbage": (lambda handler: handler.raw(b"\x00\xff" * 100 + b"\r\n\r\n"), "does not answer in HTTP"),
     "another protocol": (lambda handler: handler.raw(b"SSH-2.0-OpenSSH_9.9\r\n"), "does not answer in HTTP"),
     "nothing": (lambda handler: handler.drop(), "closed the connection without an answer"),
-    "half a head": (lambda handler: handler.raw(b"HTTP/1.1 200 OK\r\nContent-Le"), "as if its head had broken off"),
-    "half a body": (lambda handler: handler.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{\"outputs\": ["), "broke off after 13 bytes, 487"),
-    "half a chunk": (lambda handler: handler.raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n64\r\n{}"), "broke off"),
-    "a bad chunk": (lambda handler: handler.raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}"), "broke off|does not answer"),
-    "a head without end": (lambda handler: handler.raw(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 500), "does not answer in HTTP"),
-    "a line without end": (lambda handler: handler.raw(b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000), "does not answer in HTTP"),
-    "a body without end": (lambda handler: handler.raw(b"HTTP/1.1 200 OK\r\n\r\n" + b" " * (1 << 20)), "without a length"),
+    "half a head": (lambda handler: handler.raw(OK + b"Content-Le"), "as if its head had broken off"),
+    "half a body": (lambda handler: handler.raw(OK + b"Content-Length: 500\r\n\r\n{'outputs': ["), "broke off after 13 bytes, 487"),
+    "half a chunk": (lambda handler: handler.raw(CHUNKED + b"64\r\n{}"), "broke off"),
+    "a bad chunk": (lambda handler: handler.raw(CHUNKED + b"zz\r\n{}"), "broke off|does not answer"),
+    "a head without end": (lambda handler: handler.raw(OK + b"X: y\r\n" * 500), "does not answer in HTTP"),
+    "a line without end": (lambda handler: handler.raw(OK + b"X: " + b"y" * 100_000), "does not answer in HTTP"),
+    "a body without end": (lambda handler: handler.raw(OK + b"\r\n" + b" " * (1 << 20)), "without a length"),
     "chunks without end": (
-        lambda handler: handler.raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + (b"1000\r\n" + b" " * 4096 + b"\r\n") * 99),
+        lambda handler: handler.raw(CHUNKED + (b"1000\r\n" + b" " * 4096 + b"\r\n") * 99),
         "gave an answer of more than",
     ),
     "silence": (lambda handler: time.sleep(3) is not None or handler.drop(), "within 0.5 s"),
-    "a head that drips": (lambda handler: handler.raw(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 9, 0.05), "within 0.5 s"),
-    "a body that drips": (lambda handler: handler.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 60\r\n\r\n" + b" " * 60, 0.05), "within 0.5 s"),
+    "a head that drips": (lambda handler: handler.raw(OK + b"X: y\r\n" * 9, 0.05), "within 0.5 s"),
+    "a body that drips": (lambda handler: handler.raw(OK + b"Content-Length: 60\r\n\r\n" + b" " * 60, 0.05), "within 0.5 s"),
     "a redirect": (lambda handler: handler.reply(b"", 302, Location="http://127.0.0.1:1/") or True, "answered 302"),
     "not found": (lambda handler: handler.reply({"error": "no\nsuch"}, 404) or True, "answered 404: no.such"),
     "a failure": (lambda handler: handler.reply({"error": "x" * 5000}, 500) or True, "answered 500: xxx"),
@@ -348,7 +351,8 @@ def test_closing_ends_what_is_on_its_way() -> None:
 
 def test_wrong_images_are_refused_before_they_are_sent() -> None:
     with running(Fake()) as fake, opened(fake) as engine:
-        for images in (np.zeros((1, 3, 5, 4), np.uint8), np.zeros((0, 3, 4, 4), np.uint8), np.zeros((1, 3, 4, 4), np.float32)):
+        wrong: list[Any] = [np.zeros((1, 3, 5, 4), np.uint8), np.zeros((0, 3, 4, 4), np.uint8), np.zeros((1, 3, 4, 4), np.float32)]
+        for images in wrong:
             with pytest.raises(InputError, match="tensor 'pixels'"):
                 engine(images)
             with pytest.raises(InputError, match="tensor 'pixels'"):
@@ -384,8 +388,10 @@ def test_what_is_no_address(url: str) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"timeout": 0}, {"timeout": float("nan")}, {"patience": -1}, {"in_flight": 0}, {"in_flight": 65}, {"rate": -1}, {"pixel_max": 0},
-     {"rate": float("inf")}],
+    [
+        {"timeout": 0}, {"timeout": float("nan")}, {"patience": -1}, {"in_flight": 0}, {"in_flight": 65}, {"rate": -1},
+        {"rate": float("inf")}, {"pixel_max": 0},
+    ],
 )  # fmt: skip
 def test_options_out_of_range(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError):

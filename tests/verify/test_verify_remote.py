@@ -27,7 +27,8 @@ from edgeguard.verify import Gate, Remote, VerifyOptions, verify, without_gradie
 Options = Callable[..., VerifyOptions]
 ALL = {
     "attacks": ("a-qapa", "a-qapa-per-image", "patch-rs", "patch-rs-per-image"), "accesses": ("transfer", "engine", "query"),
-    "placements": ("random", "worst"), "universal_queries": 200, "queries": 12, "per_image_limit": 10, "batch_size": 16, "restarts": 1, "limit": 48,
+    "placements": ("random", "worst"), "universal_queries": 200, "queries": 12, "per_image_limit": 10, "batch_size": 16,
+    "limit": 48,
 }  # fmt: skip
 QUERY = {**ALL, "attacks": ("patch-rs", "patch-rs-per-image"), "accesses": ("query",)}
 
@@ -45,11 +46,13 @@ def remote(served: Served, twin: Artifact | None, **options: Any) -> Remote:
 
 def shared(report: dict[str, Any]) -> dict[str, Any]:
     """What must not depend on where the engine is."""
-    parts = ("clean", "attacks", "aggregated", "seen_unseen", "survival", "trust", "heat_map", "patches", "examples", "data", "options")
-    return {part: report[part] for part in parts}
+    found = ("clean", "attacks", "aggregated", "seen_unseen", "survival", "trust", "heat_map", "patches", "examples")
+    return {part: report[part] for part in (*found, "data", "options")}
 
 
-def test_every_access_finds_the_same_patches_and_rates(artifact: Artifact, dataset: Dataset, quick: Options, served: Served) -> None:
+def test_every_access_finds_the_same_patches_and_rates(
+    artifact: Artifact, dataset: Dataset, quick: Options, served: Served
+) -> None:
     pytest.importorskip("torch")
     options = quick(**ALL)
     local = verify(artifact, dataset, options)
@@ -68,7 +71,9 @@ def test_every_access_finds_the_same_patches_and_rates(artifact: Artifact, datas
     assert served.url in render_html(found)
 
 
-def test_without_a_twin_queries_and_replay(artifact: Artifact, dataset: Dataset, quick: Options, served: Served, tmp_path: Path) -> None:
+def test_without_a_twin_queries_and_replay(
+    artifact: Artifact, dataset: Dataset, quick: Options, served: Served, tmp_path: Path
+) -> None:
     rng = np.random.default_rng(0)
     Patch(rng.integers(0, 256, (3, 4, 4), np.uint8), np.ones((4, 4), bool)).save(tmp_path / "patch.npz")
     options = quick(**{**QUERY, "accesses": ("replay", "query")}, replay=(tmp_path / "patch.npz",))
@@ -117,6 +122,7 @@ def test_another_twin_says_nothing_of_integers(dataset: Dataset, quick: Options,
 
 def test_data_and_twins_that_do_not_fit(dataset: Dataset, quick: Options, served: Served, tmp_path: Path) -> None:
     import graphs
+
     from edgeguard import graph as g
 
     builder = graphs.Builder(4, (3, 8, 8), 0)
