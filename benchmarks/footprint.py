@@ -41,7 +41,7 @@ def import_seconds(module: str) -> float:
         spent = []
         for _ in range(TRIES):
             begin = time.perf_counter()
-            subprocess.run([sys.executable, "-c", code], check=True)
+            subprocess.run([sys.executable, "-I", "-c", code], check=True)
             spent.append(time.perf_counter() - begin)
         return min(spent)
 

@@ -13,15 +13,18 @@ def read_token(path: Path) -> str:
     """The secret in a file, without the white space around it.
 
     Raises:
-        InputError: unreadable, too short to be a secret, or with characters that no HTTP header can carry.
+        InputError: unreadable, or as `check_token`.
     """
     try:
         with path.open("rb") as handle:
-            token = handle.read(LONGEST_TOKEN + 2).decode("ascii").strip()
+            token = handle.read(LONGEST_TOKEN + 64).decode("latin-1").strip()
     except OSError as exc:
         raise InputError(f"cannot read the token file {path}: {exc.strerror or exc}") from exc
-    except UnicodeDecodeError as exc:
-        raise InputError(f"the token in {path} must be of ASCII letters, digits and signs") from exc
-    if not SHORTEST_TOKEN <= len(token) <= LONGEST_TOKEN or not token.isprintable() or " " in token:
-        raise InputError(f"the token in {path} must have {SHORTEST_TOKEN} to {LONGEST_TOKEN} printable characters without spaces")
+    return check_token(token, f"the token in {path}")
+
+
+def check_token(token: str, what: str) -> str:
+    """The token itself; raises InputError, which does not show it, for one that is too short or that no header can carry."""
+    if not SHORTEST_TOKEN <= len(token) <= LONGEST_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
+        raise InputError(f"{what} must have {SHORTEST_TOKEN} to {LONGEST_TOKEN} ASCII letters, digits and signs, without spaces")
     return token

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from edgeguard.errors import EngineError, InputError
 from edgeguard.open_inference import Bounds, read_object
+from edgeguard.secrets import check_token
 
 AGAIN = (429, 502, 503)
 """Statuses of a server, or of what stands before it, that cannot answer now."""
@@ -50,6 +51,8 @@ class RemoteOptions:
     pixel_max: float = 255.0
 
     def __post_init__(self) -> None:
+        if self.token is not None:
+            check_token(self.token, "the token for the server")
         if not 0 < self.timeout <= 86400 or not 0 <= self.patience <= 86400:
             raise InputError(f"timeout and patience are seconds, at most a day, got {self.timeout:g} and {self.patience:g}")
         if not 1 <= self.in_flight <= 64:

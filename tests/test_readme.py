@@ -2,7 +2,8 @@
 
 Every line of a `sh` or `console` block that begins with `edgeguard` or `printf` runs through the installed command, in order, in
 one temporary folder. A block that cannot be run here (a device, a download) has `<!-- not tested: REASON -->` on the
-line above its fence. A line that ends in `&` runs beside the others, until the end. The two commands for a fresh machine begin otherwise and are only looked for.
+line above its fence. A line that ends in `&` runs beside the others, until the end. The two commands for a fresh machine
+begin otherwise and are only looked for.
 """
 
 from __future__ import annotations

@@ -42,7 +42,6 @@ def attack_table(report: Report) -> str:
     ranked = sorted(zip(report["attacks"], durations, strict=True), key=lambda pair: -float(pair[0]["asr"]))
     meanings = report["definitions"]
     pairs = [(label, meanings[key]) for key, label in DEFINED if key in meanings]
-    pairs += [("Not tried", f"{one['attack']}: {one['reason']}") for one in report.get("skipped") or []]
     total = f"{seconds(report['timing']['total'])} in all, checks included; an attack's time is that of crafting and judging."
     return card(table(HEAD, (_attack_cells(*pair) for pair in ranked))) + card(facts((*pairs, ("Time", total))))
 

@@ -9,8 +9,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 
 import uvicorn
@@ -74,18 +74,19 @@ def run(engine: Engine, model: Model, options: ServeOptions, listening: socket.s
     handler = Forwarded(log)
     logger.addHandler(handler)
     logger.propagate = False
-    try:
-        server = _Server(config, app, log)
-        log("listening", address=list(listening.getsockname()[:2]), tls=encrypted, token=options.token is not None,
-            model=model.name, engine=engine.name)  # fmt: skip
-        asyncio.run(server.serve(sockets=[listening]))
-    finally:
-        ended = worker.close(GRACE)
-        app.close()
-        logger.removeHandler(handler)
-        log("stopped", engine_ended=ended)
-        log.close()
-        listening.close()
+    server = _Server(config, app, log)
+    with _signals(server):
+        try:
+            log("listening", address=list(listening.getsockname()[:2]), tls=encrypted, token=options.token is not None,
+                model=model.name, engine=engine.name)  # fmt: skip
+            asyncio.run(server.serve(sockets=[listening]))
+        finally:
+            ended = worker.close(GRACE)
+            app.close()
+            logger.removeHandler(handler)
+            log("stopped", engine_ended=ended)
+            log.close()
+            listening.close()
     return ended
 
 
@@ -96,18 +97,8 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._app, self._log = app, log
 
-    @contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        signals = (signal.SIGINT, signal.SIGTERM)
-        before = {one: signal.signal(one, self.handle_exit) for one in signals}
-        try:
-            yield
-        finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        return nullcontext()  # `_signals` does, for longer
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._app.closing = True  # and nothing that takes a lock: the main thread may be holding it
@@ -119,6 +110,20 @@ class _Server(uvicorn.Server):
         self._app.closing = True
         self._log("stopping", connections=len(self.server_state.connections))
         await super().shutdown(sockets)
+
+
+@contextmanager
+def _signals(server: _Server) -> Iterator[None]:
+    """Let the server be told to stop, and nothing interrupt its end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {one: signal.signal(one, server.handle_exit) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def _protocol(options: ServeOptions) -> type[asyncio.Protocol]:

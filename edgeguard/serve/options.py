@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeguard.errors import InputError
+from edgeguard.secrets import check_token
 
 BODIES = 4
 """Bodies of the largest size that are held at the same time, at most."""
@@ -50,7 +51,9 @@ class ServeOptions:
             raise InputError(f"timeouts are seconds above 0 and at most a day, got {self.timeout:g} and {self.idle:g}")
         if (self.certificate is None) != (self.key is None):
             raise InputError("TLS needs a certificate and its key; give both --tls-cert and --tls-key, or neither")
-        if self.token is None and not self.local:
+        if self.token is not None:
+            check_token(self.token, "the token")
+        elif not self.local:
             raise InputError(
                 f"{self.host} can be reached from other machines, and no token protects it; name a file that holds one with "
                 "--token-file, or listen on 127.0.0.1"

@@ -398,6 +398,13 @@ def test_options_out_of_range(changes: dict[str, Any]) -> None:
         RemoteOptions(**changes)
 
 
+@pytest.mark.parametrize("token", ["", "short", "with-a-line\nX-Injected: yes", "with a space in it", "\u00fc" * 20, "x" * 5000])
+def test_tokens_that_no_header_carries_are_refused_and_not_shown(token: str) -> None:
+    with pytest.raises(InputError, match="the token for the server must have 16 to 1024") as caught:
+        RemoteOptions(token=token)
+    assert not token or token not in str(caught.value)
+
+
 def test_a_file_that_holds_no_certificates(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("nothing")
     with pytest.raises(InputError, match="holds no certificates"):
