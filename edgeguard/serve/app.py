@@ -218,7 +218,8 @@ class App:
 
     async def _request(self, call: _Call, held: list[int]) -> Request:
         body, header = await self._body(call, held), call.headers.get(HEADER.lower())
-        large = header is None and len(body) > INLINE
+        small = header is not None and header.isdecimal() and len(header) <= MOST_DIGITS and int(header) <= INLINE
+        large = len(body) > INLINE and not small
         return await self._maybe_in_thread(large, lambda: read_request(body, header, self._model, self._bounds))
 
     async def _body(self, call: _Call, held: list[int]) -> bytes:

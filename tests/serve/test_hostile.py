@@ -7,11 +7,13 @@ import random
 import re
 import socket
 import struct
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from serving import Served, binary_request, json_request, logits_of_reply, toy_images, toy_logits
+from serving import Served, binary_request, json_request, logits_of_reply, serve_toy, toy_images, toy_logits
 
 HEADER = "Inference-Header-Content-Length"
 ONE = toy_images(1)
@@ -267,3 +269,29 @@ def test_clients_that_hang_up(toy: Served) -> None:
         connection.sendall(whole[:length])
         connection.close()
     alive(toy)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the system does not tell how much memory a process has")
+def test_large_hostile_bodies_take_little_memory(tmp_path: Path) -> None:
+    """Of 60 MB each; parsed, some would be gigabytes."""
+    size = 60_000_000
+    bodies = {
+        "lists": b'{"inputs": [' + b"[]," * (size // 3), "objects": b"[" + b"{}," * (size // 3), "depth": b"[" * size,
+        "numbers": b'{"inputs": [' + b"1.5," * (size // 4), "strings": b"[" + b'"",' * (size // 3),
+        "text": b'"' + b"x" * size + b'"', "digits": b"9" * size, "backslashes": b'"' + b"\\" * size + b'"',
+        "quotes": b'"' + b'\\"' * (size // 2) + b'"', "half a text": b'"' + b"x" * size,
+        "space": b" " * size + WHOLE, "zeros": b"\x00" * size,
+    }  # fmt: skip
+    with serve_toy(tmp_path) as server:
+        for name, body in bodies.items():
+            begin = time.monotonic()
+            reply = server.infer(body, timeout=120)
+            assert reply.status == (200 if name == "space" else reply.status)
+            assert reply.status in (200, 400, 413), name
+            assert time.monotonic() - begin < 60, name
+            for wrong_length in ("5", str(size - 7)):
+                assert server.infer(body[: size // 8], {HEADER: wrong_length}).status in (400, 413)
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+        assert peak < 700_000, f"{peak} KiB"
+        np.testing.assert_array_equal(logits_of_reply(server.infer(json_request(ONE))), toy_logits(ONE))
