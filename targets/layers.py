@@ -28,6 +28,7 @@ Values = dict[str, NDArray[Any]]
 UNREADABLE = {
     "trt": "a TensorRT plan gives no tensor but its outputs; reading its layers takes another build, which may choose "
     "other kernels",
+    "remote": "a server gives the outputs of its model and nothing from inside",
     "twin": "the twin is what other runtimes are compared with",
 }
 """Why the layers of a runtime cannot be read."""

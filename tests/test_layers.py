@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SIBLINGS = ("export", "targets", "calib")
 CORE = {
     "__init__", "errors", "inttype", "files", "graph", "graph_nodes", "graph_check", "graph_io", "patch", "artifact", "inspection",
-    "statistics", "pool_artifact", "memory",
+    "statistics", "pool_artifact", "memory", "open_inference", "secrets",
 }  # fmt: skip
 
 INTERNAL: dict[str, set[str]] = {
@@ -30,6 +30,7 @@ INTERNAL: dict[str, set[str]] = {
     "export": {"core", "quant", "targets"},
     "targets": {"core"},
     "report": {"core"},
+    "serve": {"core", "targets"},
     "patch_files": {"core", "report"},
     "certify": {"core"},
     "zoo": {"core"},
@@ -38,7 +39,7 @@ INTERNAL: dict[str, set[str]] = {
     "analysis": {"core", "attacks", "data", "patch_files", "report", "targets", "verify"},
     "cli": {
         "core", "data", "models", "quant", "calib", "run", "attacks", "defences", "export", "targets", "report",
-        "verify", "certify", "analysis", "patch_files", "zoo",
+        "verify", "certify", "analysis", "patch_files", "zoo", "serve",
     },
 }  # fmt: skip
 """What each layer may import of the package, besides itself. Nobody imports cli but `python -m edgeguard`."""
@@ -55,6 +56,7 @@ EXTERNAL: dict[str, set[str]] = {
     "export": {"numpy", "torch", "brevitas", "onnx", "onnxruntime", "tensorrt"},
     "targets": {"numpy", "onnx", "onnxruntime", "tensorrt", "cuda", "openvino", "torch", "tomli"},
     "report": {"numpy", "matplotlib"},
+    "serve": {"numpy", "uvicorn"},
     "patch_files": {"numpy", "PIL", "matplotlib"},
     "certify": {"numpy"},
     "zoo": set(),
@@ -67,7 +69,9 @@ EXTERNAL: dict[str, set[str]] = {
 
 RUNTIMES = {"onnxruntime", "tensorrt", "openvino", "torch"}
 STANDARD = sys.stdlib_module_names | {"tomllib"}
-TORCH_FREE = ("", ".cli", ".data", ".targets", ".artifact", ".pool_artifact", ".inspection", ".report", ".certify", ".zoo")
+TORCH_FREE = (
+    "", ".cli", ".data", ".targets", ".artifact", ".pool_artifact", ".inspection", ".report", ".certify", ".zoo", ".serve",
+)  # fmt: skip
 HEAVY = ("torch", "torchvision", "onnx", "brevitas", "PIL")
 
 Import = tuple[int, str]

@@ -2,7 +2,8 @@
 
 Every line of a `sh` or `console` block that begins with `edgeguard` or `printf` runs through the installed command, in order, in
 one temporary folder. A block that cannot be run here (a device, a download) has `<!-- not tested: REASON -->` on the
-line above its fence. The two commands for a fresh machine begin otherwise and are only looked for.
+line above its fence. A line that ends in `&` runs beside the others, until the end. The two commands for a fresh machine
+begin otherwise and are only looked for.
 """
 
 from __future__ import annotations
@@ -91,9 +92,19 @@ def test_every_command_works(tmp_path: Path) -> None:
         return
     assert (beside / "edgeguard").is_file()
     assert shell
-    for line in lines:
-        result = subprocess.run(
-            [shell, "-o", "pipefail", "-c", line],
-            cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False, timeout=900,
-        )  # fmt: skip
-        assert result.returncode == 0, f"$ {line}\n{result.stdout}{result.stderr}"
+    env, beside_others = {**os.environ, "PATH": path}, []
+    try:
+        for line in lines:
+            if line.endswith("&"):
+                command = [shell, "-c", f"exec {line.removesuffix('&')}"]
+                beside_others.append(subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL))
+                continue
+            result = subprocess.run(
+                [shell, "-o", "pipefail", "-c", line],
+                cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=900,
+            )  # fmt: skip
+            assert result.returncode == 0, f"$ {line}\n{result.stdout}{result.stderr}"
+    finally:
+        for process in beside_others:
+            process.terminate()
+    assert all(process.wait(60) == 0 for process in beside_others)

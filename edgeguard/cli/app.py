@@ -21,6 +21,7 @@ from edgeguard.cli.export import export
 from edgeguard.cli.harden import harden
 from edgeguard.cli.inspect import inspect
 from edgeguard.cli.report import report
+from edgeguard.cli.serve import serve
 from edgeguard.cli.verify import verify
 from edgeguard.errors import EdgeGuardError
 
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (harden, calibrate, export, inspect, verify, attack, report, certify, analyze, bench, doctor, demo):
+for command in (harden, calibrate, export, inspect, verify, attack, report, certify, analyze, bench, serve, doctor, demo):
     app.command()(command)
 
 

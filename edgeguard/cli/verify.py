@@ -11,6 +11,7 @@ import typer
 from rich.progress import Progress, TaskID
 
 from edgeguard import files
+from edgeguard.artifact import Artifact
 from edgeguard.cli.console import (
     ConfigOption,
     JsonOption,
@@ -23,21 +24,38 @@ from edgeguard.cli.console import (
     write_report,
 )
 from edgeguard.cli.judged_data import judged_data
+from edgeguard.cli.remote import (
+    AuthorityOption,
+    InFlightOption,
+    PatienceOption,
+    PixelMaxOption,
+    RateOption,
+    TimeoutOption,
+    TokenOption,
+    TwinOption,
+    is_url,
+    refuse_remote_options,
+    remote_target,
+)
+from edgeguard.data import Dataset
 from edgeguard.errors import EngineError, require
 from edgeguard.pool_artifact import Pool, load_model
 from edgeguard.report.read import read_report
 from edgeguard.report.summary import format_summary
-from edgeguard.verify import Gate, VerifyOptions, accesses_of, allowed_attacks, verify_pool
+from edgeguard.verify import Gate, Remote, VerifyOptions, accesses_of, allowed_attacks, verify_pool, without_gradients
 from edgeguard.verify import budget as budget_options
-from edgeguard.verify import verify as verify_artifact
+from edgeguard.verify import verify as verify_target
 from edgeguard.verify.catalog import entry
+from edgeguard.verify.deployed import check_target
 
 GATE_FAILED = 1
 UNFINISHED = ".unfinished"
 
 
 def verify(
-    artifact: Annotated[Path, typer.Argument(help="The folder that `edgeguard export` wrote: an artifact or a pool.")],
+    artifact: Annotated[
+        str, typer.Argument(help="An artifact or a pool that `edgeguard export` wrote, or http(s)://HOST:PORT/v2/models/NAME.")
+    ],
     data: Annotated[str | None, typer.Option(help="Labelled images; by default what the model was trained on.")] = None,
     budget: Annotated[str, typer.Option(help="quick, standard or exhaustive.")] = "standard",
     attack: Annotated[
@@ -78,6 +96,14 @@ def verify(
     baseline: Annotated[
         Path | None, typer.Option(help="An earlier report.json; falling behind it gives exit code 1.")
     ] = None,
+    twin: TwinOption = None,
+    token_file: TokenOption = None,
+    tls_ca: AuthorityOption = None,
+    timeout: TimeoutOption = None,
+    patience: PatienceOption = None,
+    in_flight: InFlightOption = None,
+    rate: RateOption = None,
+    pixel_max: PixelMaxOption = None,
     out: OutOption = None,
     as_json: JsonOption = False,
     config: ConfigOption = None,
@@ -99,6 +125,13 @@ def verify(
         entry(name)
     replay = tuple(patch or ())
     accesses = _names(access) or (("replay",) if replay and attack is None else accesses_of(chosen["attacks"]))
+    remote = {"timeout": timeout, "patience": patience, "in_flight": in_flight, "rate": rate, "pixel_max": pixel_max}
+    skipped: list[dict[str, str]] = []
+    if not is_url(artifact):
+        refuse_remote_options(twin=twin, token_file=token_file, tls_ca=tls_ca, **remote)
+    elif twin is None and attack is None and access is None and not replay:
+        chosen["attacks"], skipped = without_gradients(chosen["attacks"])
+        accesses = accesses_of(chosen["attacks"])
     if attack is None:  # of the budget's attacks, those that the given accesses allow
         chosen["attacks"] = allowed_attacks(chosen["attacks"], accesses) or chosen["attacks"]
     options = VerifyOptions(
@@ -108,11 +141,18 @@ def verify(
     )  # fmt: skip
     rules = Gate.load(gate) if gate is not None else None
     earlier = read_report(baseline) if baseline is not None else None
-    source = load_model(artifact)
-    folder = files.new_folder(output_folder(out, f"{source.path.resolve().name}-verify"))
+    source: Artifact | Pool | Remote
+    if is_url(artifact):
+        source = remote_target(artifact, twin, token_file, authority=tls_ca, **remote)
+        check_target(source, options)
+        name = source.model.address.model
+    else:
+        source = load_model(artifact)
+        name = source.path.resolve().name
+    folder = files.new_folder(output_folder(out, f"{name}-verify"))
     if options.differentiates:
         require("torch", "train")
-    judged, crafted = judged_data(source.artifacts[0] if isinstance(source, Pool) else source, data, options.universal)
+    judged, crafted = _data_of(source, data, options)
     unfinished = folder.with_name(folder.name + UNFINISHED)
     if unfinished.is_dir():
         log(f"going on with what is finished in {unfinished}")
@@ -124,7 +164,7 @@ def verify(
         if isinstance(source, Pool):
             report = verify_pool(source, judged, options, **further)
         else:
-            report = verify_artifact(source, judged, options, **further)
+            report = verify_target(source, judged, options, skipped=skipped, **further)
     page = write_report(report, folder)
     emit(report, f"{format_summary(report)}\nreport: {page}", as_json)
     if not report["status"]["complete"]:
@@ -135,6 +175,15 @@ def verify(
         broken = [rule for rule in report["gate"]["rules"] if not rule["passed"]]
         log(f"gate failed: {'; '.join(str(rule['rule']) + ': ' + str(rule['detail']) for rule in broken)}")
         raise typer.Exit(GATE_FAILED)
+
+
+def _data_of(source: Artifact | Pool | Remote, spec: str | None, options: VerifyOptions) -> tuple[Dataset, Dataset | None]:
+    """Images to judge and to craft on."""
+    if isinstance(source, Pool):
+        return judged_data(source.artifacts[0], spec, options.universal)
+    if isinstance(source, Remote):
+        return judged_data(source.twin, spec, options.universal, source.model.input_shape)
+    return judged_data(source, spec, options.universal)
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

@@ -175,6 +175,7 @@ def limits(report: Report) -> list[str]:
                          ("query", "attacks on the engine's outputs alone, without any gradient")):  # fmt: skip
         if not any(row["access"] == access for row in rows):
             found.append(f"No {access} access: {what}.")
+    found += [f"{one['attack']}: {one['reason']}." for one in report.get("skipped") or []]
     tried = {row["name"] for row in rows}
     missing = [name for key, name in ATTACK_NAMES.items() if key not in tried and key not in ("replay", "noise")]
     found += [f"Attacks not tried: {', '.join(missing)}."] if missing else []

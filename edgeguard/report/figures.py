@@ -117,7 +117,11 @@ def model_line(report: Report) -> str:
         widths = f"random precision: a pool of {', '.join(drawn)}, drawn for each batch"
     coverage = artifact["integer_mac_coverage"]
     integer = "integer share unknown" if coverage is None else f"{100 * coverage:.4g} % integer multiply-accumulates"
-    return f"{artifact['target']}, {widths}, {integer}"
+    remote = artifact.get("remote")
+    if not remote:
+        return f"{artifact['target']}, {widths}, {integer}"
+    twin = f"compared with a twin of {widths}" if remote["twin"] else "without a twin"
+    return f"remote engine at {remote['url']} ({remote['server']}), {twin}, {integer}"
 
 
 def member_rates(attack: Mapping[str, Any]) -> str:

@@ -61,9 +61,10 @@ _ATTACK = {
     "survival": Maybe(_SURVIVAL), "members": Missing(Each(Maybe(_SHARE))),
 }  # fmt: skip
 _POOL = {"widths": [str], "probabilities": [_SHARE], "seed": Maybe(_COUNT)}
+_REMOTE = {"url": str, "server": str, "platform": str, "claims": dict, "twin": bool, "claims_twins_artifact": bool}
 _ARTIFACT = {
     "name": str, "target": str, "width": str, "weight_bits": _COUNT, "activation_bits": _COUNT, "sha256": str,
-    "files": Each(str), "integer_mac_coverage": Maybe(_SHARE), "pool": Missing(_POOL),
+    "files": Each(str), "integer_mac_coverage": Maybe(_SHARE), "pool": Missing(_POOL), "remote": Missing(_REMOTE),
 }  # fmt: skip
 _EXAMPLE = {
     "index": _COUNT, "height": _COUNT, "width": _COUNT, "pixels": str, "label": _NAMED, "clean": _NAMED,
@@ -98,6 +99,7 @@ SHAPE: dict[str, Any] = {
     "aggregated": [
         {"name": str, "patch_size": _COUNT, "placement": str, **_RATE, "source": _OPTIONAL_TEXT, "surrogates": [str]}
     ],
+    "skipped": Missing([{"attack": str, "reason": str}]),
     "seen_unseen": [{"split": str, "seen": Maybe(_RATE), "unseen": Maybe(_RATE)}],
     "survival": Maybe({**_SURVIVAL, "attack": _COUNT}),
     "trust": [{"check": str, "passed": Maybe(bool), "detail": str}],

@@ -32,6 +32,7 @@ def format_summary(report: Report) -> str:
         _numbers(report),
         _table(report),
         [f"{report['definitions'].get('asr', '')}"],
+        [f"Not tried: {one['attack']}; {one['reason']}." for one in report.get("skipped") or []],
         _survival(report),
         _trust(report),
         _gate(report),

@@ -5,10 +5,11 @@ needs no torch.
 
 crafts a patch for each attack, size and access and judges it at every placement. The document is plain JSON:
 `edgeguard.report` renders it, `Gate` turns it into an exit code. `verify_pool` does the same to a pool of engines of which
-one, drawn at random, answers each batch.
+one, drawn at random, answers each batch. In place of the artifact, `Remote` names a model on a server.
 """
 
 from edgeguard.verify.budget import BUDGETS, budget
+from edgeguard.verify.deployed import Remote, without_gradients
 from edgeguard.verify.gate import Gate, evaluate
 from edgeguard.verify.options import (
     ACCESSES,
@@ -23,6 +24,6 @@ from edgeguard.verify.pool import verify_pool
 from edgeguard.verify.run import verify
 
 __all__ = [
-    "ACCESSES", "ATTACKS", "BUDGETS", "PLACEMENTS", "Gate", "Progress", "VerifyOptions", "accesses_of",
-    "allowed_attacks", "budget", "evaluate", "verify", "verify_pool",
+    "ACCESSES", "ATTACKS", "BUDGETS", "PLACEMENTS", "Gate", "Progress", "Remote", "VerifyOptions",
+    "accesses_of", "allowed_attacks", "budget", "evaluate", "verify", "verify_pool", "without_gradients",
 ]  # fmt: skip

@@ -126,7 +126,9 @@ def _rules(gate: Gate, report: Mapping[str, Any]) -> list[dict[str, Any]]:
     if gate.require_integer:
         coverage = report["artifact"]["integer_mac_coverage"]
         detail = f"{coverage:.2%} of the multiply-accumulates run in integer kernels" if coverage is not None else (
-            "the artifact does not say how many of its multiply-accumulates are integer"
+            "nobody can say how a remote engine computes; this one does not even claim to execute the twin's artifact"
+            if report["artifact"].get("remote")
+            else "the artifact does not say how many of its multiply-accumulates are integer"
         )  # fmt: skip
         rules.append(_switch("require_integer", coverage, coverage == 1.0, detail))
     if gate.require_survival:

@@ -9,8 +9,9 @@ NumPy only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,16 +26,25 @@ Classify = Callable[[Images], NDArray[np.float32]]
 Tick = Callable[[int, int], None]
 
 
+@runtime_checkable
+class Streaming(Protocol):
+    """A classifier that is far away, and does better when it is asked for several batches at a time."""
+
+    def stream(self, batches: Iterable[Images]) -> Iterator[NDArray[np.float32]]:
+        """The logits of each batch, in their order."""
+
+
 def logits_of(classify: Classify, images: Images, batch_size: int) -> NDArray[np.float32]:
-    """Logits (N, classes) float32, asked for batch by batch.
+    """Logits (N, classes) float32, asked for batch by batch; of an engine that can, several batches at a time.
 
     Raises:
         EngineError: when they are not finite or of another shape.
     """
     parts = []
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        logits = np.asarray(classify(batch))
+    batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
+    answers = classify.stream(batches) if isinstance(classify, Streaming) else map(classify, batches)
+    for batch, answer in zip(batches, answers, strict=True):
+        logits = np.asarray(answer)
         if logits.ndim != 2 or len(logits) != len(batch) or not np.isfinite(logits).all():
             raise EngineError(
                 f"the engine must give finite logits ({len(batch)}, classes), got {logits.shape} with "

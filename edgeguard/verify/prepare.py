@@ -35,7 +35,14 @@ class Split:
 
 def check_data(artifact: Artifact, dataset: Dataset, craft_data: Dataset | None, options: VerifyOptions) -> None:
     """Raises InputError when images, labels, target or patch sizes do not fit the artifact."""
-    shape, classes = tuple(artifact.manifest["input_shape"]), int(artifact.manifest["num_classes"])
+    channels, height, width = artifact.manifest["input_shape"]
+    check_images_fit((channels, height, width), int(artifact.manifest["num_classes"]), dataset, craft_data, options)
+
+
+def check_images_fit(
+    shape: tuple[int, int, int], classes: int, dataset: Dataset, craft_data: Dataset | None, options: VerifyOptions
+) -> None:
+    """As `check_data`, for a model that takes images of a shape and knows so many classes."""
     for data in (dataset, craft_data):
         if data is None:
             continue
@@ -96,8 +103,13 @@ def _digests(dataset: Dataset, indices: NDArray[np.int64]) -> list[bytes]:
     return [hashlib.sha256(image.tobytes()).digest() for part in parts for image in dataset.images(part)]
 
 
-def build_twins(artifact: Artifact, surrogates: list[Artifact], options: VerifyOptions) -> dict[str, Twin]:
-    """The twins by the name of their width, the artifact's own first; none without torch when nothing is crafted."""
+def build_twins(artifact: Artifact | None, surrogates: list[Artifact], options: VerifyOptions) -> dict[str, Twin]:
+    """The twins by the name of their width, the artifact's own first; none without torch when nothing is crafted.
+
+    artifact: None where there is none, and then no twin.
+    """
+    if artifact is None:
+        return {}
     if options.differentiates:
         require("torch", "train")
     elif importlib.util.find_spec("torch") is None:

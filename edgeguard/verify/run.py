@@ -16,15 +16,33 @@ from edgeguard.data.dataset import Dataset
 from edgeguard.errors import EngineError
 from edgeguard.graph import Dequantize
 from edgeguard.patch import apply_patch
-from edgeguard.targets import Engine, open_engine
+from edgeguard.targets import Engine
 from edgeguard.targets.differences import logit_steps
 from edgeguard.verify import breakdown, document, estimate, trust
+from edgeguard.verify.deployed import (
+    Target,
+    artifact_of,
+    check_target,
+    fingerprint,
+    open_target,
+    shape_of,
+    target_block,
+    width_of,
+)
 from edgeguard.verify.divergence import divergence
 from edgeguard.verify.gate import Gate, evaluate
 from edgeguard.verify.harness import Subject, random_places
 from edgeguard.verify.judge import Court, Findings
 from edgeguard.verify.options import Progress, VerifyOptions
-from edgeguard.verify.prepare import Split, build_twins, check_data, classifier, load_surrogates, split_images
+from edgeguard.verify.prepare import (
+    Split,
+    build_twins,
+    check_data,
+    check_images_fit,
+    classifier,
+    load_surrogates,
+    split_images,
+)
 from edgeguard.verify.propose import Plan, Proposal, Workshop, plans, replayed
 from edgeguard.verify.stages import Store
 
@@ -35,7 +53,7 @@ DIVERGENCE_IMAGES = 32
 
 
 def verify(
-    artifact: Artifact,
+    target: Target,
     dataset: Dataset,
     options: VerifyOptions,
     *,
@@ -46,10 +64,12 @@ def verify(
     announce: Callable[[str], None] | None = None,
     command: Sequence[str] = (),
     stages: Path | None = None,
+    skipped: Sequence[Mapping[str, str]] = (),
 ) -> dict[str, Any]:
-    """Attack the engine of an artifact.
+    """Attack the engine of an artifact, or a remote one.
 
     Args:
+        target: the artifact, or a model on a server; of that one, without a twin, only what needs no gradients.
         dataset: images to judge on, at most `options.limit` of them, drawn with the seed.
         craft_data: images to craft universal patches on, such as the training split. Without it `dataset` is split: at
             most half of it is judged, and patches are crafted on images that are not judged.
@@ -57,6 +77,7 @@ def verify(
         announce: told the estimated time before the first attack.
         command: what the user typed, for the record.
         stages: folder for what is finished; a second call with the same arguments goes on from there.
+        skipped: what is not tried although it was to be expected, with `attack` and `reason`; the report says it.
 
     Returns: the document of schema `edgeguard.report/1`; apart from `timing`, equal arguments on one machine give equal
     documents. When the engine fails after the first attack, `status` says so and the rest is left out.
@@ -67,29 +88,35 @@ def verify(
         MissingDependency: crafting without torch, or the artifact's runtime is missing.
     """
     begin = time.perf_counter()
-    surrogates = load_surrogates(artifact, options)
-    check_data(artifact, dataset, craft_data, options)
+    check_target(target, options)
+    artifact, shape = artifact_of(target), shape_of(target, dataset.image_shape)
+    surrogates: list[Artifact] = []
+    if artifact is not None:
+        surrogates = load_surrogates(artifact, options)
+        check_data(artifact, dataset, craft_data, options)
     given = replayed(options.replay, dataset.image_shape[1:]) if options.replay else []
     split = split_images(dataset, craft_data, options)
     twins = build_twins(artifact, surrogates, options)
-    store = Store(stages, [document.options_block(options), [files.sha256(one.path / MANIFEST) for one in (artifact, *surrogates)],
+    own, seen = width_of(target), None if artifact is None else document.seen_sizes(artifact)
+    store = Store(stages, [document.options_block(options), [*fingerprint(target), *map(_sha256, surrogates)],
                            data_block(split, options)])  # fmt: skip
-    with open_engine(artifact, options.runtime, options.threads) as engine:
-        subject, simulation, rates = _subjects(engine, twins.get(artifact.width), split, options)
-        todo = [*given, *plans(options, list(twins) or [artifact.width])]
+    with open_target(target, options, shape) as engine:
+        check_images_fit(shape, engine.num_classes, dataset, craft_data, options)
+        twin = twins.get(own)
+        subject, simulation, rates = _subjects(engine, twin, split, options)
+        todo = [*given, *plans(options, list(twins) or [own])]
         if announce is not None:
             announce(estimate.sentence(todo, estimate.seconds(todo, options, subject, *rates)))
-        court = Court(subject, simulation, options, document.seen_sizes(artifact), store, progress)
+        court = Court(subject, simulation, options, seen, store, progress)
         findings = Findings()
-        attack_all(todo, court, _workshop(artifact, split, twins, subject), options, findings)
-        twin = twins.get(artifact.width)
+        attack_all(todo, court, _workshop(own, split, twins, subject), options, findings)
         checks = measured(findings, "the trust checks", lambda: trust.run_all(subject, twin, findings, options, progress))
         places = measured(findings, "the heat map", lambda: breakdown.heat_map(findings, subject, progress))
         apart = measured(findings, "the comparison of layers", lambda: _divergence(artifact, engine, twin, subject, findings))
         report = {
             **document.header(),
             "status": {"complete": findings.reason is None, "reason": findings.reason},
-            "artifact": document.artifact_block(artifact),
+            "artifact": target_block(target),
             "environment": document.environment(engine.describe(), options, command),
             "data": data_block(split, options),
             "options": document.options_block(options),
@@ -97,7 +124,8 @@ def verify(
             "clean": clean_block(subject, simulation, artifact),
             "attacks": findings.rows,
             "aggregated": breakdown.aggregated(findings.rows),
-            "seen_unseen": breakdown.seen_unseen(findings.rows, document.seen_sizes(artifact), trained_widths(artifact)),
+            "skipped": [dict(one) for one in skipped],
+            "seen_unseen": breakdown.seen_unseen(findings.rows, seen, trained_widths(artifact)),
             "survival": headline_survival(findings),
             "trust": checks if checks is not None else trust.not_run(str(findings.reason)),
             "heat_map": places,
@@ -128,9 +156,13 @@ def _subjects(
     return found[0], found[1] if len(found) > 1 else None, (rates[0], rates[1] if len(rates) > 1 else 0.0)
 
 
-def _workshop(artifact: Artifact, split: Split, twins: Mapping[str, Twin], subject: Subject) -> Workshop:
+def _sha256(artifact: Artifact) -> str:
+    return files.sha256(artifact.path / MANIFEST)
+
+
+def _workshop(own: str, split: Split, twins: Mapping[str, Twin], subject: Subject) -> Workshop:
     labels = split.crafted_of.labels[split.crafted]
-    return Workshop(subject, artifact.width, twins, split.crafted_of.images(split.crafted), labels)
+    return Workshop(subject, own, twins, split.crafted_of.images(split.crafted), labels)
 
 
 def attack_all(
@@ -169,9 +201,9 @@ def propose(plan: Plan, court: Court, workshop: Workshop, options: VerifyOptions
     return Proposal(plan, found, seconds, workshop.subset(plan, options), steps)
 
 
-def clean_block(subject: Subject, simulation: Subject | None, artifact: Artifact) -> dict[str, Any]:
-    """Accuracy of an engine and its twin without a patch, and how they agree."""
-    if simulation is None:
+def clean_block(subject: Subject, simulation: Subject | None, artifact: Artifact | None) -> dict[str, Any]:
+    """Accuracy of an engine and its twin without a patch, and how they agree. artifact: the twin's."""
+    if simulation is None or artifact is None:
         twin = agreement = identical = steps = None
     else:
         twin = document.accuracy_block(simulation)
@@ -188,8 +220,10 @@ def clean_block(subject: Subject, simulation: Subject | None, artifact: Artifact
     }
 
 
-def trained_widths(artifact: Artifact) -> list[str] | None:
-    """Widths that the model was trained at, or None when its artifact does not say."""
+def trained_widths(artifact: Artifact | None) -> list[str] | None:
+    """Widths that the model was trained at, or None when its artifact does not say or is not there."""
+    if artifact is None:
+        return None
     widths = artifact.manifest["source"].get("widths")
     return [str(width) for width in widths] if isinstance(widths, list) else None
 
@@ -201,11 +235,11 @@ def headline_survival(findings: Findings) -> dict[str, Any] | None:
 
 
 def _divergence(
-    artifact: Artifact, engine: Engine, twin: Twin | None, subject: Subject, findings: Findings
+    artifact: Artifact | None, engine: Engine, twin: Twin | None, subject: Subject, findings: Findings
 ) -> dict[str, Any] | None:
     """Where engine and twin part, on clean images and under the strongest universal patch."""
     proposal = findings.strongest_universal()
-    if twin is None or proposal is None:
+    if artifact is None or twin is None or proposal is None:
         return None
     patch, images = proposal.found.patch, subject.images[:DIVERGENCE_IMAGES]
     places = random_places(subject, patch, 0)[: len(images)]

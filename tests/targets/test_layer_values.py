@@ -95,7 +95,7 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
         layer_values(artifact, None, images, ["nonsense"])
     with pytest.raises(InputError, match="tensor 'pixels': got"):
         layer_values(artifact, None, images[:, :, 1:])
-    assert set(UNREADABLE) == {"trt", "twin"}
+    assert set(UNREADABLE) == {"remote", "trt", "twin"}
 
 
 def test_a_failing_runtime_is_an_engine_error() -> None:
