@@ -94,8 +94,8 @@ class Served:
         return self.request("GET", "/v2/health/ready").status == 200
 
     def lines(self) -> list[dict[str, Any]]:
-        """The log; every line of it is JSON."""
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
+        """The log; every line of it is JSON. One that is being written is not read yet."""
+        return [json.loads(line) for line in self.log.read_text().rpartition("\n")[0].splitlines()]
 
     def stop(self, how: int = signal.SIGTERM, seconds: float = 30) -> int:
         if self.process.poll() is None:
