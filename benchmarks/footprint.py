@@ -21,7 +21,7 @@ from edgeguard import files
 
 SCHEMA, TRIES = "edgeguard.footprint/1", 5
 NOT_OURS = ("pip", "setuptools", "wheel")
-IMPORTS = ("edgeguard", "edgeguard.serve", "edgeguard.targets.ort", "edgeguard.cli", "onnxruntime", "matplotlib")
+IMPORTS = ("edgeguard", "edgeguard.serve", "edgeguard.targets.ort", "edgeguard.cli", "onnxruntime")
 
 
 def sizes() -> dict[str, int]:

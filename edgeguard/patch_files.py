@@ -130,9 +130,9 @@ def save_pdf(patch: Patch, path: Path, side_mm: float, paper: str = "a4") -> Non
 
 def _page(patch: Patch, page: Page, box: tuple[float, float, float, float], text: list[str]) -> bytes:
     """The PDF. box: left, bottom, width and height of the patch in millimetres from the page's lower left corner."""
-    require("matplotlib", None)
-    figures, style = require("matplotlib.figure", None), require("matplotlib.style", None)
-    backend = require("matplotlib.backends.backend_pdf", None)
+    require("matplotlib", "report")
+    figures, style = require("matplotlib.figure", "report"), require("matplotlib.style", "report")
+    backend = require("matplotlib.backends.backend_pdf", "report")
     left, bottom, width, height = box
     buffer = io.BytesIO()
     # Nobody's own settings decide what is on the page; PDF's 14 standard fonts are not embedded.
@@ -204,7 +204,7 @@ def _shape(patch: Patch) -> str:
 
 def _from_png(data: bytes) -> Patch:
     colour, depth = _check(data)
-    pillow = require("PIL.Image", None)
+    pillow = require("PIL.Image", "report")
     try:
         with pillow.open(io.BytesIO(data), formats=("PNG",)) as image:
             image.load()

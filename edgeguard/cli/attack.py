@@ -60,6 +60,7 @@ def attack(
         restarts=restarts, loss=loss, target=target, universal_queries=queries, craft_limit=limit, seed=seed,
         surrogates=tuple(surrogate or ()), runtime=runtime, threads=threads,
     )  # fmt: skip
+    require("matplotlib", "report")
     source = Artifact.load(artifact)
     folder = files.new_folder(output_folder(out, f"{source.path.resolve().name}-attack"))
     if options.differentiates:

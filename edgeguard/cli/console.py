@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.text import Text
 
 from edgeguard import files
-from edgeguard.errors import InputError, require
+from edgeguard.errors import InputError, MissingDependency, require
 from edgeguard.report.html import render_html
 
 if sys.version_info >= (3, 11):
@@ -87,10 +87,17 @@ def output_folder(out: Path | None, name: str) -> Path:
 
 
 def write_report(report: Mapping[str, Any], out: Path) -> Path:
-    """Write `report.json` and the page rendered from it into a new folder. Returns: the page."""
+    """Write `report.json` and the page rendered from it into a new folder.
+
+    Returns: the page; on a device without the extra that draws its charts, which is said, the JSON.
+    """
     with files.folder_transaction(out) as folder:
         files.write_json(folder / REPORT_JSON, report)
-        files.write_bytes(folder / REPORT_HTML, render_html(report).encode())
+        try:
+            files.write_bytes(folder / REPORT_HTML, render_html(report).encode())
+        except MissingDependency as exc:
+            log(f"{REPORT_HTML} is not drawn: {exc}; then, here or elsewhere: edgeguard report {out / REPORT_JSON}")
+            return out / REPORT_JSON
     return out / REPORT_HTML
 
 

@@ -68,7 +68,7 @@ def grid(rows: Sequence[str], columns: Sequence[str], shares: Sequence[Sequence[
     size = min(11.0, 0.36 * side)
 
     def draw(figure: Any) -> None:
-        patches = require("matplotlib.patches", None)
+        patches = require("matplotlib.patches", "report")
         axes = figure.add_axes((left / WIDTH, 4 / height, side * len(columns) / WIDTH, side * len(names) / height))
         for row, line in enumerate(shares):
             for column, share in enumerate(line):
@@ -110,8 +110,8 @@ def _svg(draw: Callable[[Any], None], height: float, alt: str) -> str:
     Raises:
         MissingDependency: matplotlib is not installed.
     """
-    require("matplotlib", None)
-    figures, style = require("matplotlib.figure", None), require("matplotlib.style", None)
+    require("matplotlib", "report")
+    figures, style = require("matplotlib.figure", "report"), require("matplotlib.style", "report")
     buffer = io.StringIO()
     with warnings.catch_warnings(), style.context(["default", SETTINGS]):
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as Xml
@@ -10,6 +11,8 @@ from xml.etree import ElementTree as Xml
 import pytest
 from conftest import Done, execute
 from report_example import example_report, minimal_report
+
+from edgeguard.cli.console import write_report
 
 
 @pytest.fixture
@@ -116,3 +119,15 @@ def test_broken_pixels_leave_nothing_behind(folder: Path) -> None:
 def test_what_was_written_before_a_failure_is_taken_back(folder: Path) -> None:
     one_sentence(execute(folder, "report", "a.json", "--html", "x.html", "--sarif", "b.json/s"), "cannot write")
     assert not (folder / "x.html").exists()
+
+
+def test_a_device_without_charts_keeps_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    page = write_report(example_report(), tmp_path / "found")
+    assert page == tmp_path / "found" / "report.json"
+    assert [file.name for file in page.parent.iterdir()] == ["report.json"]
+    said = capsys.readouterr().err
+    assert 'report.html is not drawn: matplotlib is not installed; run: pip install "edgeguard[report]"' in said
+    assert f"edgeguard report {page}" in said
