@@ -63,7 +63,9 @@ EXTERNAL: dict[str, set[str]] = {
     "__main__": set(),
     "analysis": {"numpy", "torch"},
     "verify": {"numpy", "torch", "tomli"},
-    "cli": {"numpy", "typer", "rich", "tomli", "torch", "brevitas", "onnx", "onnxruntime", "tensorrt", "openvino"},
+    "cli": {
+        "numpy", "typer", "rich", "tomli", "torch", "brevitas", "matplotlib", "onnx", "onnxruntime", "tensorrt", "openvino",
+    },
 }
 """What each layer may import from outside the standard library, at the top of a file or later."""
 
