@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import struct
+import sys
 import tempfile
 import tokenize
 import warnings
@@ -24,12 +25,18 @@ from numpy.typing import NDArray
 
 from edgeguard.errors import InputError
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 DEEPEST = 64
 """Objects and lists of a JSON file within each other."""
 MOST_VALUES = 1 << 21
 """Of a JSON file: each is an object in memory, up to fifty times as large as its text."""
 MODEST, INFLATION = 256 << 20, 50
 """What an archive unpacks to is taken as it is up to so many bytes, and beyond while the file has a fiftieth of it."""
+MOST_DOTS = 2000
 MAX_DIRECTORY = 4 << 20
 """Bytes of an archive's table of contents."""
 END_OF_ARCHIVE, END_OF_LARGE_ARCHIVE = b"PK\5\6", b"PK\6\7"
@@ -123,6 +130,21 @@ def parse_json(data: bytes) -> Any:
         elif isinstance(value, str) and not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
             raise InputError("it holds text that is not valid Unicode: half of a surrogate pair")
     return document
+
+
+def read_toml(path: Path, limit: int) -> dict[str, Any]:
+    """Read a TOML file of at most `limit` bytes. A key of many dots takes its reader time by their square, so they are counted.
+
+    Raises:
+        InputError: as `read_bytes`; not TOML, nested too deep, or more than `MOST_DOTS` dots.
+    """
+    data = read_bytes(path, limit)
+    if data.count(b".") > MOST_DOTS:
+        raise InputError(f"{path} is not valid TOML for this: it holds more than {MOST_DOTS} dots")
+    try:
+        return tomllib.loads(data.decode())
+    except (ValueError, RecursionError) as exc:  # TOML's own error is a ValueError; so is a number of 5,000 digits
+        raise InputError(f"{path} is not valid TOML: {exc!s:.200}") from exc
 
 
 def expanded(text: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,6 @@ from typing import Any
 from edgeguard import files
 from edgeguard.errors import InputError, shown
 from edgeguard.inttype import MAX_BITS, MIN_BITS
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 BUILT_IN = ("ort", "ort-legacy", "ort-avx2", "openvino", "trt")
 FOLDER = Path(__file__).parent
@@ -105,11 +99,9 @@ def load_profile(target: str) -> TargetProfile:
 
 def _read(path: Path) -> TargetProfile:
     try:
-        values = tomllib.loads(files.read_bytes(path, LIMIT).decode("utf-8"))
+        values = files.read_toml(path, LIMIT)
     except InputError as exc:
         raise InputError(f"cannot read the target profile: {exc}") from exc
-    except (ValueError, RecursionError) as exc:
-        raise InputError(f"{path} is not valid TOML: {exc!s:.200}") from exc
     try:
         return profile_of(values)
     except InputError as exc:

@@ -100,16 +100,16 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _read_torch(path: Path) -> Any:
-    size = path.stat().st_size
+    size, members = path.stat().st_size, []
     if zipfile.is_zipfile(path):
         files.check_directory(path)
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
         size = max(size, sum(member.file_size for member in members))
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise InputError(f"{path} is a compressed archive, as torch writes none; save the model's state_dict()")
     if size > MAX_BYTES:
         raise InputError(f"{path} unpacks to {size} bytes; at most {MAX_BYTES} are read")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise InputError(f"{path} is a compressed archive, as torch writes none; save the model's state_dict()")
     with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content.find(MEMORY) >= 0:
             raise InputError(f"{path} asks for memory by {MEMORY.decode()!r} and is refused; save the model's state_dict()")

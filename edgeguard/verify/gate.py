@@ -18,7 +18,6 @@ clean accuracy is not lower: a difference counts where its 95 % interval (Newcom
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +28,6 @@ from edgeguard.errors import InputError, shown
 from edgeguard.statistics import difference
 from edgeguard.verify.advice import advise
 from edgeguard.verify.survival import SURVIVED
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 NUMBERS = ("max_asr", "min_clean_accuracy", "min_robust_accuracy")
 SWITCHES = ("require_integer", "require_survival", "require_trust")
@@ -78,11 +72,9 @@ class Gate:
             InputError: missing, not TOML, or as `Gate.of`.
         """
         try:
-            rules = tomllib.loads(files.read_bytes(path, MAX_BYTES).decode())
+            rules = files.read_toml(path, MAX_BYTES)
         except InputError as exc:
             raise InputError(f"cannot read the gate file: {exc}") from exc
-        except (ValueError, RecursionError) as exc:  # TOML's own error is a ValueError; so is a number of 5,000 digits
-            raise InputError(f"{path} is not valid TOML: {exc!s:.200}") from exc
         try:
             return Gate.of(rules)
         except InputError as exc:
