@@ -15,6 +15,7 @@ SCHEMA = "edgeguard.artifact/1"
 MANIFEST, GRAPH, ONNX_MODEL = "manifest.json", "graph.npz", "model.onnx"
 POOL = "pool.json"
 """What a folder of several artifacts has in place of a manifest."""
+MAX_NAME = 200
 REQUIRED = {
     "schema": str, "target": str, "width": str, "weight_bits": int, "activation_bits": int, "num_classes": int,
     "input_shape": list, "files": dict, "proof": dict, "layers": list, "source": dict, "versions": dict,
@@ -52,12 +53,15 @@ class Artifact:
         for key, kind in REQUIRED.items():
             if type(manifest.get(key)) is not kind:
                 raise ArtifactError(f"{path / MANIFEST}: {key!r} is missing or not a {kind.__name__}")
+        for key in ("target", "width"):
+            if not manifest[key].isprintable() or len(manifest[key]) > MAX_NAME:
+                raise ArtifactError(f"{path / MANIFEST}: {key!r} must be a short name, got {manifest[key]!r:.80}")
         if GRAPH not in manifest["files"]:
             raise ArtifactError(f"{path / MANIFEST}: no {GRAPH} among its files")
         for name, digest in manifest["files"].items():
             file = path / name
-            if Path(name).name != name or file.is_symlink() or not file.is_file():
-                raise ArtifactError(f"{path}: {name!r} is missing or not a plain file of this folder")
+            if not files.has_plain_file(path, name):
+                raise ArtifactError(f"{path}: {name!r:.80} is missing or not a plain file of this folder")
             if files.sha256(file) != digest:
                 raise ArtifactError(f"{file} was changed after the export: its SHA-256 is not the manifest's")
         return Artifact(path, manifest)

@@ -46,6 +46,14 @@ class MissingDependency(EdgeGuardError):  # noqa: N818
     exit_code = 3
 
 
+def shown(value: object, limit: int = 60) -> str:
+    """A value for a message: its `repr`, of bounded length, or its type where that is nested too deep to be written."""
+    try:
+        return f"{value!r:.{limit}}"
+    except RecursionError:
+        return f"a deeply nested {type(value).__name__}"
+
+
 def require(module: str, extra: str | None) -> ModuleType:
     """Import an optional dependency.
 

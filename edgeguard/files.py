@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
 import shutil
 import struct
+import sys
 import tempfile
 import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
@@ -21,6 +24,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeguard.errors import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEEPEST = 64
+"""Objects and lists of a JSON file within each other."""
+MOST_VALUES = 1 << 21
+"""Of a JSON file: each is an object in memory, up to fifty times as large as its text."""
+MODEST, INFLATION = 256 << 20, 50
+"""What an archive unpacks to is taken as it is up to so many bytes, and beyond while the file has a fiftieth of it."""
+MOST_DOTS = 2000
+MAX_DIRECTORY = 4 << 20
+"""Bytes of an archive's table of contents."""
+END_OF_ARCHIVE, END_OF_LARGE_ARCHIVE = b"PK\5\6", b"PK\6\7"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -55,19 +74,97 @@ def read_json(path: Path, limit: int = 64 << 20) -> Any:
     """Read a JSON file of at most `limit` bytes.
 
     Raises:
-        InputError: missing, too large, not UTF-8 or not JSON.
+        InputError: missing, too large, not UTF-8, or as `parse_json`.
+    """
+    data = read_bytes(path, limit)
+    try:
+        return parse_json(data)
+    except InputError as exc:
+        raise InputError(f"{path} is not valid JSON: {exc}") from exc
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The content of a plain file of at most `limit` bytes.
+
+    Raises:
+        InputError: missing, no plain file (a pipe or a device would never end), or too large.
     """
     try:
-        size = path.stat().st_size
-        if size > limit:
-            raise InputError(f"{path} has {size} bytes; at most {limit} were expected")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as exc:
-        raise InputError(f"{path} does not exist") from exc
+        if not path.exists():
+            raise InputError(f"{path} does not exist")
+        if not path.is_file():
+            raise InputError(f"cannot read {path}: it is not a plain file")
+        with path.open("rb") as handle:
+            data = handle.read(limit + 1)
     except OSError as exc:
         raise InputError(f"cannot read {path}: {exc.strerror or exc}") from exc
-    except (ValueError, RecursionError) as exc:
-        raise InputError(f"{path} is not valid JSON: {exc}") from exc
+    if len(data) > limit:
+        raise InputError(f"{path} has {path.stat().st_size} bytes; at most {limit} were expected")
+    return data
+
+
+def parse_json(data: bytes) -> Any:
+    """A JSON document of UTF-8 text. Its values are counted before they are built.
+
+    Raises:
+        InputError: not JSON, too many values, nested too deep, or holding what no file of this project can hold: NaN,
+            infinity, a number beyond float64, or half of a surrogate pair.
+    """
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > MOST_VALUES:
+        raise InputError(f"it holds more than {MOST_VALUES} values")
+    try:
+        document = json.loads(data.decode())
+    except (ValueError, RecursionError, MemoryError) as exc:
+        raise InputError(f"{exc!s:.200}") from exc
+    todo = [(document, 0)]
+    while todo:
+        value, depth = todo.pop()
+        if depth > DEEPEST:
+            raise InputError(f"it is nested deeper than {DEEPEST} levels")
+        if isinstance(value, dict):
+            todo += [(part, depth + 1) for part in (*value.keys(), *value.values())]
+        elif isinstance(value, list):
+            todo += [(part, depth + 1) for part in value]
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"it holds {value}, which is no number")
+        elif isinstance(value, str) and not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
+            raise InputError("it holds text that is not valid Unicode: half of a surrogate pair")
+    return document
+
+
+def read_toml(path: Path, limit: int) -> dict[str, Any]:
+    """Read a TOML file of at most `limit` bytes. A key of many dots takes its reader time by their square, so they are counted.
+
+    Raises:
+        InputError: as `read_bytes`; not TOML, nested too deep, or more than `MOST_DOTS` dots.
+    """
+    data = read_bytes(path, limit)
+    if data.count(b".") > MOST_DOTS:
+        raise InputError(f"{path} is not valid TOML for this: it holds more than {MOST_DOTS} dots")
+    try:
+        return tomllib.loads(data.decode())
+    except (ValueError, RecursionError) as exc:  # TOML's own error is a ValueError; so is a number of 5,000 digits
+        raise InputError(f"{path} is not valid TOML: {exc!s:.200}") from exc
+
+
+def expanded(text: str) -> Path:
+    """A path as somebody wrote it, `~` and `~name` replaced.
+
+    Raises:
+        InputError: there is no such user.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as exc:
+        raise InputError(f"{text!r:.200}: {exc}") from exc
+
+
+def has_plain_file(folder: Path, name: str) -> bool:
+    """Whether a name that somebody wrote is that of a plain file in a folder itself: no path, no link, no device."""
+    try:
+        return Path(name).name == name and (folder / name).is_file() and not (folder / name).is_symlink()
+    except (OSError, ValueError):  # longer than a name may be, or with a zero byte
+        return False
 
 
 def read_npz(path: Path, limit: int, names: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
@@ -81,12 +178,18 @@ def read_npz(path: Path, limit: int, names: Collection[str] | None = None) -> di
         InputError: missing, truncated, too large, pickled, or not an npz file at all.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is not a readable npz file: it is not a plain file")
+        check_directory(path)
+        with zipfile.ZipFile(path) as archive, warnings.catch_warnings():
+            warnings.simplefilter("error")  # NumPy warns of headers that are half valid
             every = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
             chosen = {name: member for name, member in every.items() if names is None or name in names}
             members = chosen.values()
-            if sum(member.file_size for member in members) > limit:
+            size = sum(member.file_size for member in members)
+            if size > limit:
                 raise InputError(f"{path}: unpacks to more than {limit} bytes")
+            check_inflation(path, size)
             for member in members:
                 _check_member(archive, member, path)
             return {name: _read_member(archive, member) for name, member in chosen.items()}
@@ -94,9 +197,34 @@ def read_npz(path: Path, limit: int, names: Collection[str] | None = None) -> di
         raise InputError(f"{path} does not exist") from exc
     except (
         OSError, ValueError, TypeError, KeyError, EOFError, SyntaxError, MemoryError, RuntimeError, OverflowError,
-        zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
+        zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, Warning,
     ) as exc:  # fmt: skip
-        raise InputError(f"{path} is not a readable npz file: {exc}") from exc
+        raise InputError(f"{path} is not a readable npz file: {' '.join(str(exc).split()):.300}") from exc
+
+
+def check_directory(path: Path) -> None:
+    """Bound the table of contents of a zip archive, which the reader turns into objects before anything can be counted.
+
+    Raises:
+        InputError: it is too large. OSError: the file cannot be read.
+    """
+    with path.open("rb") as handle:
+        handle.seek(0, io.SEEK_END)
+        handle.seek(max(0, handle.tell() - (1 << 16) - 98))
+        tail = handle.read()
+    start = tail.rfind(END_OF_ARCHIVE)
+    size = int.from_bytes(tail[start + 12 : start + 16], "little") if start >= 0 else 0
+    if start >= 76 and tail[start - 20 : start - 16] == END_OF_LARGE_ARCHIVE:  # zip64, whose record is before that
+        size = int.from_bytes(tail[start - 36 : start - 28], "little")
+    if size > MAX_DIRECTORY:
+        raise InputError(f"{path}: the archive's table of contents has more than {MAX_DIRECTORY} bytes")
+
+
+def check_inflation(path: Path, size: int) -> None:
+    """Raises InputError when an archive would unpack to `size` bytes, which is far more than any data of its own size."""
+    stored = path.stat().st_size
+    if size > MODEST and size > INFLATION * stored:
+        raise InputError(f"{path}: its {stored} bytes unpack to {size}; no data is compressed so well, a bomb is")
 
 
 def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
@@ -111,6 +239,8 @@ def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path)
         shape, _, dtype = readers[version](handle)
         if dtype.hasobject:
             raise InputError(f"{path}: {member.filename!r} holds pickled objects; only plain arrays are read")
+        if not dtype.itemsize:
+            raise InputError(f"{path}: {member.filename!r} declares {shape} values of no size")
         if math.prod(shape) * dtype.itemsize != member.file_size - handle.tell():
             raise InputError(f"{path}: {member.filename!r} declares {shape} {dtype}, which is not what it holds")
 
@@ -122,11 +252,18 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[A
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Hexadecimal SHA-256 of a file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
+    try:
+        with path.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    except OSError as exc:
+        raise InputError(f"cannot read {path}: {exc.strerror or exc}") from exc
     return digest.hexdigest()
 
 

@@ -70,13 +70,16 @@ def requantization(input_scale: float, weight_scale: NDArray[np.float32], output
 
 def accumulator_reach(node: Conv | Linear, input_type: IntType) -> NDArray[np.int64]:
     """(O, I / groups) largest magnitude that each input channel can add to each accumulator, without the bias."""
-    weights: NDArray[np.int64] = np.abs(node.weight.astype(np.int64)).reshape(*node.weight.shape[:2], -1).sum(2)
+    magnitudes = np.abs(node.weight, dtype=np.int16).reshape(*node.weight.shape[:2], -1)
+    weights: NDArray[np.int64] = magnitudes.sum(2, dtype=np.int64)
     return weights * max(-input_type.qmin, input_type.qmax)
 
 
 def accumulator_bound(node: Conv | Linear, input_type: IntType) -> int:
     """The largest magnitude that any partial sum of any accumulator can reach, bias included."""
-    return int((accumulator_reach(node, input_type).sum(1) + np.abs(node.bias.astype(np.int64))).max())
+    magnitudes = np.abs(node.weight, dtype=np.int16).reshape(node.weight.shape[0], -1)
+    reach = magnitudes.sum(1, dtype=np.int64) * max(-input_type.qmin, input_type.qmax)
+    return int((reach + np.abs(node.bias.astype(np.int64))).max())
 
 
 def add_ratio(input_scale: float, output_scale: float) -> float:

@@ -80,6 +80,11 @@ def _window(size: int, kernel: int, stride: int, pad: int, dilation: int = 1) ->
     return result
 
 
+def _check_padded(channels: int, height: int, width: int) -> None:
+    if channels * height * width > MAX_ELEMENTS:
+        raise InputError(f"its input has {channels}x{height}x{width} values when it is padded; at most {MAX_ELEMENTS} are held")
+
+
 def output_shape(node: Node, inputs: list[Tensor]) -> Shape:
     """Shape of a node's output, without the batch axis, from its inputs'."""
     shape = inputs[0].shape
@@ -89,6 +94,7 @@ def output_shape(node: Node, inputs: list[Tensor]) -> Shape:
         if per_group * node.groups != channels or out % node.groups:
             raise InputError(f"weight {node.weight.shape} and {node.groups} groups do not fit {channels} channels")
         top, left, bottom, right = node.padding
+        _check_padded(channels, height + top + bottom, width + left + right)
         rows = _window(height, kernel_h, node.stride[0], top + bottom, node.dilation[0])
         return out, rows, _window(width, kernel_w, node.stride[1], left + right, node.dilation[1])
     if isinstance(node, g.Linear):
@@ -102,6 +108,7 @@ def output_shape(node: Node, inputs: list[Tensor]) -> Shape:
     if isinstance(node, g.MaxPool | g.AveragePool):
         channels, height, width = shape
         top, left, bottom, right = node.padding if isinstance(node, g.MaxPool) else (0, 0, 0, 0)
+        _check_padded(channels, height + top + bottom, width + left + right)
         rows = _window(height, node.kernel[0], node.stride[0], top + bottom)
         return channels, rows, _window(width, node.kernel[1], node.stride[1], left + right)
     if isinstance(node, g.Pad):

@@ -21,7 +21,9 @@ from edgeguard.graph_check import ARRAY_DTYPES
 from edgeguard.inttype import IntType
 
 SCHEMA = "edgeguard.graph/1"
-MAX_BYTES = 2 << 30
+MAX_BYTES, MAX_TEXT = 512 << 20, 16 << 20
+"""Of all arrays together, and of the JSON member: a graph of half a billion weights."""
+MAX_RANK = 4
 NODE_TYPES: dict[str, type[Any]] = {
     cls.__name__: cls
     for cls in (
@@ -66,18 +68,21 @@ def load_graph(path: Path) -> g.IntegerGraph:
     """
     try:
         arrays = files.read_npz(path, MAX_BYTES)
-        document = json.loads(arrays.pop("graph").tobytes())
+        text = arrays.pop("graph")
+        if text.nbytes > MAX_TEXT:
+            raise ArtifactError(f"{path}: its description has {text.nbytes} bytes; at most {MAX_TEXT} were expected")
+        document = files.parse_json(text.tobytes())
         if document["schema"] != SCHEMA:
-            raise ArtifactError(f"{path}: schema {document['schema']!r}; this version reads {SCHEMA!r}")
+            raise ArtifactError(f"{path}: schema {document['schema']!r:.80}; this version reads {SCHEMA!r}")
         tensors = {t["name"]: _tensor(t) for t in document["tensors"]}
         nodes = tuple(_node(index, entry, arrays) for index, entry in enumerate(document["nodes"]))
         return g.IntegerGraph(nodes, tensors, document["input"])
-    except ArtifactError:
-        raise
+    except ArtifactError as exc:
+        raise ArtifactError(f"{exc!s:.400}") from exc
     except (
         InputError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError,
     ) as exc:  # fmt: skip
-        raise ArtifactError(f"{path} is not a readable integer graph: {exc}") from exc
+        raise ArtifactError(f"{path} is not a readable integer graph: {exc!s:.400}") from exc
 
 
 def _int_type(entry: dict[str, Any]) -> IntType:
@@ -89,7 +94,7 @@ def _int_type(entry: dict[str, Any]) -> IntType:
 
 def _tensor(entry: dict[str, Any]) -> g.Tensor:
     shape = tuple(entry["shape"])
-    if not shape or any(type(size) is not int or not 1 <= size <= 1 << 24 for size in shape):
+    if not 1 <= len(shape) <= MAX_RANK or any(type(size) is not int or not 1 <= size <= 1 << 24 for size in shape):
         raise ArtifactError(f"tensor {entry['name']!r} has an impossible shape {shape}")
     scale = entry["scale"]
     if type(scale) not in (int, float, type(None)):

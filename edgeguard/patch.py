@@ -61,7 +61,8 @@ class Patch:
         if pixels is None:
             raise InputError(f"{path} is not a patch file: it has no array 'pixels'")
         try:
-            return Patch(pixels, arrays.get("mask", np.ones(pixels.shape[1:], bool)))
+            mask = arrays.get("mask")  # a missing one is only made for pixels that are there: a shape may be of any size
+            return Patch(pixels, np.ones(pixels.shape[1:] if pixels.size else 0, bool) if mask is None else mask)
         except InputError as exc:
             raise InputError(f"{path}: {exc}") from exc
 

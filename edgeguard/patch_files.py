@@ -242,6 +242,8 @@ def _check(data: bytes) -> tuple[int, int]:
     if depth > 8:
         raise InputError(f"has {depth} bits per channel; save it with 8")
     parts = list(chunks)
+    if any(kind == b"IHDR" for kind, _ in parts):
+        raise InputError("is damaged: it has a second header")
     if any(kind == b"acTL" for kind, _ in parts):
         raise InputError("is animated; save one image")
     expected = 0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeguard import files
-from edgeguard.artifact import MANIFEST, POOL, Artifact
+from edgeguard.artifact import MANIFEST, MAX_NAME, POOL, Artifact
 from edgeguard.errors import ArtifactError, InputError
 from edgeguard.inspection import format_inspection, inspect_artifact
 
@@ -218,7 +218,7 @@ def _inside(folder: Path, name: str) -> Path:
         ArtifactError: a path that leads elsewhere, or no folder.
     """
     path = folder / name if name.isprintable() else folder
-    if not name.isprintable() or name in ("", ".", "..") or set(name) & set("/\\:"):
+    if not name.isprintable() or len(name.encode()) > MAX_NAME or name in ("", ".", "..") or set(name) & set("/\\:"):
         raise ArtifactError(f"{folder}: a member must be the plain name of a folder in it, got {name!r:.60}")
     if path.is_symlink() or not path.is_dir():
         raise ArtifactError(f"{folder}: the member {name!r} is missing or not a plain folder; export the pool again")

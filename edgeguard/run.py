@@ -10,11 +10,11 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from edgeguard import files
-from edgeguard.errors import InputError
+from edgeguard.errors import InputError, shown
 from edgeguard.models import FloatModel, load_model
 from edgeguard.quant.model import Normalization, QuantizedModel, quantize_model
 from edgeguard.quant.scheme import QuantScheme
@@ -23,8 +23,11 @@ from edgeguard.quant.width import Width, parse_width
 SCHEMA = "edgeguard.run/1"
 CONFIG, CHECKPOINT, METRICS, PATCHES = "config.json", "checkpoint.safetensors", "metrics.jsonl", "patches"
 MODEL = "model."
+LARGEST = 1e6
+"""Of the mean and deviation of pixels, which lie in [0, 1]."""
 STATE = "edgeguard"
 """The one metadata key of a checkpoint: several keys would be written in an order that changes from run to run."""
+SCHEME = {"boundary_bits": int, "residual_bits": int, "signed_activations": bool, "max_weight_bits": int}
 REQUIRED = {"schema": str, "model": dict, "scheme": dict, "data": dict, "training": dict, "versions": dict}
 
 
@@ -67,11 +70,17 @@ class Run:
     @property
     def widths(self) -> tuple[Width, ...]:
         """The widths the run was trained at."""
-        return tuple(parse_width(str(width)) for width in self.config["scheme"].get("widths", ()))
+        widths = self.config["scheme"].get("widths", [])
+        if not isinstance(widths, list):
+            raise InputError(f"{self.path / CONFIG}: the widths must be a list, got {shown(widths)}")
+        return tuple(parse_width(str(width)) for width in widths)
 
     def scheme(self) -> QuantScheme:
         """The quantization scheme of the run's model."""
         entry = self.config["scheme"]
+        for key, kind in SCHEME.items():
+            if key in entry and type(entry[key]) is not kind:
+                raise InputError(f"{self.path / CONFIG}: {key!r} of the scheme must be {kind.__name__}, got {shown(entry[key])}")
         limit = entry.get("max_weight_bits", QuantScheme.max_weight_bits)  # runs of version 0.1.0 have none
         return QuantScheme(self.widths, entry["boundary_bits"], entry["residual_bits"], entry["signed_activations"], limit)
 
@@ -83,10 +92,20 @@ class Run:
         """
         entry = self.config["model"]
         try:
-            model = load_model(entry["spec"], entry["num_classes"])
-            return replace(model, mean=tuple(entry["mean"]), std=tuple(entry["std"]))
-        except (KeyError, TypeError) as exc:
-            raise InputError(f"{self.path / CONFIG} does not describe a model: {exc}") from exc
+            spec, classes, mean, std = entry["spec"], entry["num_classes"], entry["mean"], entry["std"]
+        except KeyError as exc:
+            raise InputError(f"{self.path / CONFIG} does not describe a model: it has no {exc}") from exc
+        if not isinstance(spec, str) or type(classes) is not int:
+            raise InputError(f"{self.path / CONFIG} does not describe a model: spec {shown(spec)}, classes {shown(classes)}")
+        model = load_model(spec, classes)
+        return replace(model, mean=self._colours("mean", mean), std=self._colours("std", std))
+
+    def _colours(self, name: str, values: Any) -> tuple[float, float, float]:
+        """Three numbers of the normalization; deviations are positive."""
+        numbers = values if isinstance(values, list) and all(type(value) in (int, float) for value in values) else []
+        if len(numbers) != 3 or max(map(abs, numbers)) > LARGEST or (name == "std" and min(numbers) <= 0):
+            raise InputError(f"{self.path / CONFIG}: the model's {name} must be three numbers, got {shown(values)}")
+        return numbers[0], numbers[1], numbers[2]
 
     def build(self) -> QuantizedModel:
         """The run's quantized model with untrained weights.
@@ -134,9 +153,11 @@ class Run:
             with safe_open(path, framework="pt") as handle:
                 metadata = handle.metadata() or {}
                 tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-            state = json.loads(metadata[STATE])
-        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as exc:
-            raise InputError(f"{path} is truncated or not a checkpoint: {exc}") from exc
+            state = files.parse_json(metadata[STATE].encode())
+        except Exception as exc:  # a damaged file may raise anything
+            raise InputError(f"{path} is truncated or not a checkpoint: {exc!s:.200}") from exc
+        if not isinstance(state, dict):
+            raise InputError(f"{path} is not a checkpoint: its state is {shown(state)}")
         return tensors, state
 
 
@@ -150,8 +171,10 @@ def restore_model(model: QuantizedModel, tensors: Mapping[str, Tensor], source: 
     given = {name.removeprefix(MODEL): value for name, value in tensors.items() if name.startswith(MODEL)}
     wrong = sorted(own.keys() ^ given.keys()) or sorted(k for k in own if own[k].shape != given[k].shape)
     if wrong:
-        raise InputError(f"{source} is of another architecture: {wrong[:3]} and {max(0, len(wrong) - 3)} more differ")
+        raise InputError(f"{source} is of another architecture: {wrong[:3]!s:.300} and {max(0, len(wrong) - 3)} more differ")
     for name, value in given.items():
+        if value.dtype != own[name].dtype:
+            raise InputError(f"{source}: {name} is {value.dtype}, expected {own[name].dtype}")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise InputError(f"{source}: {name} holds NaN or infinity")
     model.load_state_dict(given)

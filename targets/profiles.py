@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from edgeguard.errors import InputError
+from edgeguard import files
+from edgeguard.errors import InputError, shown
 from edgeguard.inttype import MAX_BITS, MIN_BITS
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 BUILT_IN = ("ort", "ort-legacy", "ort-avx2", "openvino", "trt")
 FOLDER = Path(__file__).parent
@@ -58,13 +53,13 @@ class TargetProfile:
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
-            raise InputError(f"'name' is {self.name!r}; expected up to 64 letters, digits, '.', '_' and '-'")
+            raise InputError(f"'name' is {self.name!r:.80}; expected up to 64 letters, digits, '.', '_' and '-'")
         if not self.summary.isprintable():
             raise InputError("'summary' holds characters that cannot be printed; expected one line of text")
         if self.runtime not in FORMATS:
-            raise InputError(f"'runtime' is {self.runtime!r}; expected one of {', '.join(FORMATS)}")
+            raise InputError(f"'runtime' is {self.runtime!r:.60}; expected one of {', '.join(FORMATS)}")
         if self.format != FORMATS[self.runtime]:
-            raise InputError(f"'format' is {self.format!r}; runtime {self.runtime!r} expects {FORMATS[self.runtime]!r}")
+            raise InputError(f"'format' is {self.format!r:.60}; runtime {self.runtime!r} expects {FORMATS[self.runtime]!r}")
         if self.storage_bits not in NEEDS:
             raise InputError(f"'storage_bits' is {self.storage_bits}; expected one of {', '.join(map(str, NEEDS))}")
         if not MIN_BITS <= self.weight_bits <= MAX_BITS:
@@ -95,8 +90,8 @@ def load_profile(target: str) -> TargetProfile:
     if target in BUILT_IN:
         return _read(FOLDER / f"{target}.toml")
     if not target.endswith(".toml"):
-        raise InputError(f"unknown target {target!r}; expected {', '.join(BUILT_IN)} or a path that ends in .toml")
-    profile = _read(Path(target).expanduser())
+        raise InputError(f"unknown target {target!r:.200}; expected {', '.join(BUILT_IN)} or a path that ends in .toml")
+    profile = _read(files.expanded(target))
     if profile.name in BUILT_IN:
         raise InputError(f"{target}: 'name' is {profile.name!r}, which is built in; choose another")
     return profile
@@ -104,16 +99,9 @@ def load_profile(target: str) -> TargetProfile:
 
 def _read(path: Path) -> TargetProfile:
     try:
-        with path.open("rb") as handle:
-            data = handle.read(LIMIT + 1)
-    except OSError as exc:
-        raise InputError(f"cannot read the target profile {path}: {exc.strerror or exc}") from exc
-    if len(data) > LIMIT:
-        raise InputError(f"{path} has more than {LIMIT} bytes; a target profile is a short TOML file")
-    try:
-        values = tomllib.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as exc:
-        raise InputError(f"{path} is not valid TOML: {exc}") from exc
+        values = files.read_toml(path, LIMIT)
+    except InputError as exc:
+        raise InputError(f"cannot read the target profile: {exc}") from exc
     try:
         return profile_of(values)
     except InputError as exc:
@@ -129,10 +117,10 @@ def profile_of(values: dict[str, Any]) -> TargetProfile:
     kinds = {entry.name: KINDS[str(entry.type)] for entry in fields(TargetProfile)}
     keys = ", ".join(kinds)
     for key in sorted(values.keys() - kinds.keys()):
-        raise InputError(f"unknown key {key!r}; expected {keys}")
+        raise InputError(f"unknown key {key!r:.60}; expected {keys}")
     for key, kind in kinds.items():
         if key not in values:
             raise InputError(f"the key {key!r} is missing; expected {keys}")
         if type(values[key]) is not kind:
-            raise InputError(f"{key!r} is {values[key]!r} ({type(values[key]).__name__}); expected {kind.__name__}")
+            raise InputError(f"{key!r} is {shown(values[key])} ({type(values[key]).__name__}); expected {kind.__name__}")
     return TargetProfile(**values)

@@ -94,7 +94,7 @@ def edit_array(name: str, change: Callable[[Any], Any]) -> Any:
         (edit_node("Conv", groups=True), "field 'groups' of a Conv cannot be True"),
         (edit_node("Conv", groups=None), "cannot be None"),
         (edit_node("Conv", name=3), "name must be text"),
-        (edit_node("Conv", padding=[1 << 40] * 4), "declared"),
+        (edit_node("Conv", padding=[1 << 40] * 4), "when it is padded"),
         (edit_node("Conv", weight_type={"bits": 8.0, "signed": True, "narrow": True}), "is not an integer type"),
         (edit_node("Conv", weight_type={"bits": 64, "signed": True, "narrow": True}), "bit-width 64 is not supported"),
         (edit_node("Conv", weight_type=7), "not a readable integer graph"),

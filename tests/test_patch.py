@@ -130,3 +130,9 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "big.npz", pixels=np.zeros((3, 1000, 1000), np.uint8))
     with pytest.raises(InputError, match="unpacks to more than 1000000 bytes"):
         Patch.load(tmp_path / "big.npz", limit=1_000_000)
+
+
+def test_a_patch_without_rows_makes_no_mask_of_petabytes(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", pixels=np.zeros((0, 10**9, 10**9), np.uint8))
+    with pytest.raises(InputError, match="patch pixels must be"):
+        Patch.load(tmp_path / "a.npz")

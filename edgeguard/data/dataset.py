@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from edgeguard.errors import InputError
 
+MAX_CLASSES = 1 << 16
+"""Of a data set: each has a name, and a layer of weights in a model."""
 Images = NDArray[np.uint8]
 Indices = Sequence[int] | NDArray[np.int64]
 Crop = Callable[[NDArray[np.int64], NDArray[np.float64], bool], Images]
@@ -132,6 +134,8 @@ def check_label_array(name: str, labels: NDArray[np.int64]) -> None:
         raise InputError(f"{name} holds no images")
     if int(labels.min()) < 0:
         raise InputError(f"{name}: labels must not be negative, got {labels.min()}")
+    if int(labels.max()) >= MAX_CLASSES:
+        raise InputError(f"{name}: there can be {MAX_CLASSES} classes at most, got the label {labels.max()}")
 
 
 def from_arrays(

@@ -11,6 +11,7 @@ from edgeguard.data.digits import load_digits
 from edgeguard.data.folder import load_folder, split_folders
 from edgeguard.data.npz import load_npz
 from edgeguard.errors import InputError
+from edgeguard.files import expanded
 
 Split = Literal["train", "test"]
 SPECS = ("digits", "cifar10", "cifar10:DIR", "imagefolder:DIR", "npz:FILE")
@@ -86,7 +87,7 @@ def _parse(spec: str) -> tuple[str, str]:
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser()
+    return expanded(text)
 
 
 def _folder(text: str) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeguard import files
-from edgeguard.data.dataset import Dataset, from_arrays
+from edgeguard.data.dataset import MAX_CLASSES, Dataset, from_arrays
 from edgeguard.errors import InputError
 
 MAX_BYTES = 4 << 30
@@ -29,5 +29,7 @@ def load_npz(path: Path, limit: int = MAX_BYTES) -> Dataset:
     names = arrays.get("class_names")
     if names is not None and (names.dtype.kind != "U" or names.ndim != 1):
         raise InputError(f"{path}: class_names must be (classes,) text, got {names.shape} {names.dtype}")
+    if names is not None and len(names) > MAX_CLASSES:
+        raise InputError(f"{path}: there can be {MAX_CLASSES} classes at most, got {len(names)} class_names")
     class_names = None if names is None else tuple(str(name) for name in names)
     return from_arrays(path.stem, arrays["images"], arrays["labels"], class_names)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgeguard.data.dataset import MAX_CLASSES
 from edgeguard.errors import InputError, require
 from edgeguard.models import resnet
 from edgeguard.models.weights import apply_weights, read_weights
@@ -67,6 +68,8 @@ def load_model(spec: str, num_classes: int | None = None, weights: Path | None =
     """
     if num_classes is not None and num_classes < 2:
         raise InputError(f"a classifier needs at least 2 classes, got {num_classes}")
+    if num_classes is not None and num_classes > MAX_CLASSES:
+        raise InputError(f"a classifier has at most {MAX_CLASSES} classes, got {num_classes}")
     build, input_size = _constructor(spec)
     state = None if weights is None else read_weights(weights)
     with torch.random.fork_rng(devices=[]):
@@ -100,7 +103,7 @@ def _constructor(spec: str) -> tuple[Constructor, int | None]:
     if ":" in spec:
         return _factory(spec), None
     raise InputError(
-        f"unknown model {spec!r}; expected {', '.join(MODELS)}, torchvision/NAME or package.module:factory"
+        f"unknown model {spec!r:.80}; expected {', '.join(MODELS)}, torchvision/NAME or package.module:factory"
     )
 
 
@@ -110,7 +113,7 @@ def _torchvision(spec: str) -> tuple[Constructor, int | None]:
     known = models.list_models(module=models)
     if name not in known:
         near = ", ".join(difflib.get_close_matches(name, known, 3)) or "resnet18, mobilenet_v2"
-        raise InputError(f"torchvision has no classifier {name!r}; expected a name such as {near}")
+        raise InputError(f"torchvision has no classifier {name!r:.80}; expected a name such as {near}")
     fixed: dict[str, Any] = {"weights": None}
     if name in ("googlenet", "inception_v3"):
         fixed |= {"aux_logits": False, "init_weights": False}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import pickle
 import re
 import warnings
@@ -13,9 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgeguard import files
 from edgeguard.errors import InputError, require
 
 MAX_BYTES = 8 << 30
+MEMORY = b"bytearray"
+"""A name that torch's reader would call, with as many bytes as the file asks for; no tensor needs it."""
 COUNTER = "num_batches_tracked"
 """Batch norms count their batches; old files lack the counter, and nothing but training with momentum None reads it."""
 OLD_DENSE_LAYER = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..+)")
@@ -44,7 +48,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} holds no state dict; save the model's state_dict()")
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise InputError(f"{path} is not a state dict: {key!r} names no tensor; save the model's state_dict()")
+            raise InputError(f"{path} is not a state dict: {key!r:.80} names no tensor; save the model's state_dict()")
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_nested:
+            raise InputError(f"{path}: {key!r:.80} is no plain tensor but sparse, nested or without values")
     prefix = "module." if all(key.startswith("module.") for key in state) else ""
     return {key[len(prefix) :]: value for key, value in state.items()}
 
@@ -94,12 +100,19 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _read_torch(path: Path) -> Any:
-    size = path.stat().st_size
+    size, members = path.stat().st_size, []
     if zipfile.is_zipfile(path):
+        files.check_directory(path)
         with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
+            members = archive.infolist()
+        size = max(size, sum(member.file_size for member in members))
     if size > MAX_BYTES:
         raise InputError(f"{path} unpacks to {size} bytes; at most {MAX_BYTES} are read")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise InputError(f"{path} is a compressed archive, as torch writes none; save the model's state_dict()")
+    with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(MEMORY) >= 0:
+            raise InputError(f"{path} asks for memory by {MEMORY.decode()!r} and is refused; save the model's state_dict()")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on foreign pickle protocols

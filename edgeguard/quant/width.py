@@ -49,11 +49,9 @@ def parse_width(text: str) -> Width:
         InputError: anything else, or bits outside 2 to 16.
     """
     text = text.strip().lower()
-    if text.isdecimal():
-        return Width(int(text), int(text))
-    match = re.fullmatch(r"w(\d+)a(\d+)", text)
+    match = re.fullmatch(r"w([0-9]{1,3})a([0-9]{1,3})", f"w{text}a{text}" if text.isdecimal() else text)
     if match is None:
-        raise InputError(f"{text!r} is not a bit-width; write for example 4, or w4a8")
+        raise InputError(f"{text!r:.60} is not a bit-width; write for example 4, or w4a8")
     return Width(int(match[1]), int(match[2]))
 
 

@@ -198,10 +198,10 @@ def _check(value: Any, shape: Any, where: str) -> None:
     elif isinstance(shape, list):
         if not isinstance(value, list):
             raise InputError(f"{where} must be a list, got {_kind(value)}")
-        if (shape is _INTERVAL or shape is _CHANGES) and (len(value) != 2 or value != sorted(value)):
-            raise InputError(f"{where} must be an interval of two numbers, the lower first, got {value!r:.60}")
         for index, item in enumerate(value):
             _check(item, shape[0], f"{where}[{index}]")
+        if (shape is _INTERVAL or shape is _CHANGES) and (len(value) != 2 or value != sorted(value)):
+            raise InputError(f"{where} must be an interval of two numbers, the lower first, got {value!r:.60}")
     elif isinstance(shape, tuple) and isinstance(shape[0], str):
         if value not in shape:
             raise InputError(f"{where} must be {' or '.join(shape)}, got {value!r:.60}")

@@ -18,21 +18,16 @@ clean accuracy is not lower: a difference counts where its 95 % interval (Newcom
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeguard.errors import InputError
+from edgeguard import files
+from edgeguard.errors import InputError, shown
 from edgeguard.statistics import difference
 from edgeguard.verify.advice import advise
 from edgeguard.verify.survival import SURVIVED
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 NUMBERS = ("max_asr", "min_clean_accuracy", "min_robust_accuracy")
 SWITCHES = ("require_integer", "require_survival", "require_trust")
@@ -54,10 +49,10 @@ class Gate:
         for name in NUMBERS:
             value = getattr(self, name)
             if value is not None and (type(value) not in (int, float) or not 0 <= value <= 1):
-                raise InputError(f"gate rule {name} must be a share between 0 and 1, got {value!r}")
+                raise InputError(f"gate rule {name} must be a share between 0 and 1, got {shown(value)}")
         for name in SWITCHES:
             if type(getattr(self, name)) is not bool:
-                raise InputError(f"gate rule {name} must be true or false, got {getattr(self, name)!r}")
+                raise InputError(f"gate rule {name} must be true or false, got {shown(getattr(self, name))}")
         if all(getattr(self, name) is None for name in NUMBERS) and not any(getattr(self, name) for name in SWITCHES):
             raise InputError(f"a gate needs at least one rule; there are {', '.join(NUMBERS + SWITCHES)}")
 
@@ -66,7 +61,7 @@ class Gate:
         """Raises InputError for an unknown rule or a value out of range."""
         unknown = sorted(rules.keys() - {*NUMBERS, *SWITCHES})
         if unknown:
-            raise InputError(f"unknown gate rule {unknown[0]!r}; expected {', '.join(NUMBERS + SWITCHES)}")
+            raise InputError(f"unknown gate rule {unknown[0]!r:.60}; expected {', '.join(NUMBERS + SWITCHES)}")
         return Gate(**rules)
 
     @staticmethod
@@ -77,14 +72,11 @@ class Gate:
             InputError: missing, not TOML, or as `Gate.of`.
         """
         try:
-            data = path.read_bytes()
-            if len(data) > MAX_BYTES:
-                raise InputError(f"{path} has {len(data)} bytes; a gate file has at most {MAX_BYTES}")
-            return Gate.of(tomllib.loads(data.decode()))
-        except OSError as exc:
-            raise InputError(f"cannot read the gate file {path}: {exc.strerror or exc}") from exc
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-            raise InputError(f"{path} is not valid TOML: {exc}") from exc
+            rules = files.read_toml(path, MAX_BYTES)
+        except InputError as exc:
+            raise InputError(f"cannot read the gate file: {exc}") from exc
+        try:
+            return Gate.of(rules)
         except InputError as exc:
             raise InputError(f"{path}: {exc}") from exc
 

@@ -72,8 +72,8 @@ class ZooModel:
             raise InputError(f"{self.path / CARD} has no SHA-256 of {absent[0]}; {_AGAIN}")
         for name, digest in hashes.items():
             file = self.path / name
-            if Path(name).name != name or not file.is_file():
-                raise InputError(f"{self.path}: {name!r} is missing or not a file of this folder; {_AGAIN}")
+            if not files.has_plain_file(self.path, name):
+                raise InputError(f"{self.path}: {name!r:.80} is missing or not a file of this folder; {_AGAIN}")
             if files.sha256(file) != digest:
                 raise InputError(f"{file} was changed: its SHA-256 is not the one in {CARD}; {_AGAIN}")
 

@@ -136,3 +136,8 @@ def test_image_size_cannot_resize_an_archive(tmp_path: Path) -> None:
     assert load_dataset(spec, "test", 4).image_shape == (3, 4, 4)
     with pytest.raises(InputError, match="4x4 pixels; only digits and image folders"):
         load_dataset(spec, "test", 8)
+
+
+def test_a_label_does_not_make_as_many_class_names(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"65536 classes at most, got the label 1099511627776"):
+        load_npz(save(tmp_path / "a.npz", labels=np.array([0, 2**40])))

@@ -84,6 +84,7 @@ def test_as_little_as_there_can_be() -> None:
         ("n", 9.0, "n must be int, got float"),
         ("n", -1, "n must be from 0"),
         ("ci95", [0.6, 0.5], "the lower first"),
+        ("ci95", ["low", 0.5], r"ci95\[0\] must be int or float, got str"),
         ("scope", "both", "must be universal or per-image, got 'both'"),
         ("patch", 2, "refers to a patch"),
         ("patch", -1, "patch must be from 0"),

@@ -76,7 +76,7 @@ def test_files_that_are_no_profile(tmp_path: Path) -> None:
     (tmp_path / "long.toml").write_text("# " + "x" * 70_000)
     (tmp_path / "folder.toml").mkdir()
     for name, message in {
-        "broken.toml": "not valid TOML", "binary.toml": "not valid TOML", "long.toml": "more than 65536 bytes",
+        "broken.toml": "not valid TOML", "binary.toml": "not valid TOML", "long.toml": "at most 65536",
         "missing.toml": "cannot read the target profile", "folder.toml": "cannot read the target profile",
     }.items():  # fmt: skip
         with pytest.raises(InputError, match=message):
