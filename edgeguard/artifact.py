@@ -16,6 +16,8 @@ MANIFEST, GRAPH, ONNX_MODEL = "manifest.json", "graph.npz", "model.onnx"
 POOL = "pool.json"
 """What a folder of several artifacts has in place of a manifest."""
 MAX_NAME = 200
+MAX_CLASSES = 1 << 16
+"""Of a data set, and of what classifies it: each has a name, and a row of weights."""
 REQUIRED = {
     "schema": str, "target": str, "width": str, "weight_bits": int, "activation_bits": int, "num_classes": int,
     "input_shape": list, "files": dict, "proof": dict, "layers": list, "source": dict, "versions": dict,

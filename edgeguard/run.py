@@ -81,6 +81,9 @@ class Run:
         for key, kind in SCHEME.items():
             if key in entry and type(entry[key]) is not kind:
                 raise InputError(f"{self.path / CONFIG}: {key!r} of the scheme must be {kind.__name__}, got {shown(entry[key])}")
+        absent = [key for key in ("boundary_bits", "residual_bits", "signed_activations") if key not in entry]
+        if absent:
+            raise InputError(f"{self.path / CONFIG}: the scheme has no {absent[0]!r}")
         limit = entry.get("max_weight_bits", QuantScheme.max_weight_bits)  # runs of version 0.1.0 have none
         return QuantScheme(self.widths, entry["boundary_bits"], entry["residual_bits"], entry["signed_activations"], limit)
 

@@ -45,7 +45,7 @@ INTERNAL: dict[str, set[str]] = {
 """What each layer may import of the package, besides itself. Nobody imports cli but `python -m edgeguard`."""
 
 EXTERNAL: dict[str, set[str]] = {
-    "core": {"numpy"},
+    "core": {"numpy", "tomli"},
     "data": {"numpy", "PIL", "torchvision"},
     "models": {"numpy", "torch", "torchvision", "safetensors"},
     "quant": {"numpy", "torch", "brevitas"},

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeguard.artifact import MAX_CLASSES
 from edgeguard.errors import InputError
 
-MAX_CLASSES = 1 << 16
-"""Of a data set: each has a name, and a layer of weights in a model."""
 Images = NDArray[np.uint8]
 Indices = Sequence[int] | NDArray[np.int64]
 Crop = Callable[[NDArray[np.int64], NDArray[np.float64], bool], Images]

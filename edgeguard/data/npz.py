@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeguard import files
-from edgeguard.data.dataset import MAX_CLASSES, Dataset, from_arrays
+from edgeguard.artifact import MAX_CLASSES
+from edgeguard.data.dataset import Dataset, from_arrays
 from edgeguard.errors import InputError
 
 MAX_BYTES = 4 << 30

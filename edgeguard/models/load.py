@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeguard.data.dataset import MAX_CLASSES
+from edgeguard.artifact import MAX_CLASSES
 from edgeguard.errors import InputError, require
 from edgeguard.models import resnet
 from edgeguard.models.weights import apply_weights, read_weights
