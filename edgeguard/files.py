@@ -142,9 +142,10 @@ def read_toml(path: Path, limit: int) -> dict[str, Any]:
     if data.count(b".") > MOST_DOTS:
         raise InputError(f"{path} is not valid TOML for this: it holds more than {MOST_DOTS} dots")
     try:
-        return tomllib.loads(data.decode())
+        values: dict[str, Any] = tomllib.loads(data.decode())
     except (ValueError, RecursionError) as exc:  # TOML's own error is a ValueError; so is a number of 5,000 digits
         raise InputError(f"{path} is not valid TOML: {exc!s:.200}") from exc
+    return values
 
 
 def expanded(text: str) -> Path:
