@@ -74,7 +74,7 @@ def test_from_calibration_to_bench(program: Program, tmp_path: Path) -> None:
         (["--estimator", "median"], "unknown estimator 'median'"),
         (["--patched", "2"], "must be 0 to 1"),
         (["--patch", "missing.npz"], "no share of images"),
-        (["--target", "missing.toml"], "cannot read the target profile missing.toml"),
+        (["--target", "missing.toml"], "cannot read the target profile: missing.toml does not exist"),
         (["--threads", "-1"], "--threads must be 0 or more"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
