@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Done
+from command_runner import Done
 
 from edgeguard.patch import square
 

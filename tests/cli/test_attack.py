@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Done
+from command_runner import Done
 
 from edgeguard.files import sha256
 from edgeguard.patch import Patch

@@ -10,7 +10,7 @@ from typing import Any
 import graphs
 import numpy as np
 import pytest
-from conftest import execute
+from command_runner import execute
 from small_artifact import SIDE, small_graph, write_artifact
 
 from edgeguard.artifact import Artifact

@@ -9,7 +9,7 @@ from pathlib import Path
 import graphs
 import numpy as np
 import pytest
-from conftest import Done, execute
+from command_runner import Done, execute
 
 from edgeguard.errors import InputError
 from edgeguard.pool_artifact import Pool

@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree import ElementTree as Xml
 
 import pytest
-from conftest import Done, execute
+from command_runner import Done, execute
 from report_example import example_report, minimal_report
 
 from edgeguard.cli.console import write_report

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Done, execute
+from command_runner import Done, execute
 from serving import serve_artifact
 from small_artifact import labelled, small_graph, write_artifact
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import execute
+from command_runner import execute
 
 Outcome = tuple[int, str, str]
 Program = Callable[..., Outcome]

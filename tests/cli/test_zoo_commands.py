@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import Done
+from command_runner import Done
 
 from edgeguard import zoo
 from edgeguard.run import Run
