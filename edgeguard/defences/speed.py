@@ -13,7 +13,7 @@ from edgeguard.quant.view import compiler_missing
 WORTH_COMPILING = 2_000
 """Passes over a batch from which on the minute that compiling takes is won back."""
 BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
-"""Of CPUs that multiply bfloat16: a training pass of ResNet-20 takes 0.60 and 0.68 of float32's time with them."""
+"""Of CPUs that multiply bfloat16: a training pass of ResNet-20 takes two thirds of float32's time with the second."""
 
 
 def settle(config: HardenConfig, amp: bool | None, compiled: bool | None, passes: int,

@@ -47,21 +47,21 @@ def artifact_of(target: Target) -> Artifact | None:
 
 def shape_of(target: Target, images: tuple[int, int, int]) -> tuple[int, int, int]:
     """(3, H, W) that the engine takes. images: of the data, for a server that takes any size."""
-    artifact = artifact_of(target)
-    if artifact is not None:
-        channels, height, width = artifact.manifest["input_shape"]
-        return channels, height, width
-    assert isinstance(target, Remote)
-    return target.model.input_shape or images
+    if isinstance(target, Remote):
+        if target.twin is None:
+            return target.model.input_shape or images
+        target = target.twin
+    channels, height, width = target.manifest["input_shape"]
+    return channels, height, width
 
 
 def width_of(target: Target) -> str:
     """The bit-width that reports name; of a server's model without a twin what the server says, if it says anything."""
-    artifact = artifact_of(target)
-    if artifact is not None:
-        return artifact.width
-    assert isinstance(target, Remote)
-    return str(target.model.claims.get("width", "unknown"))
+    if isinstance(target, Remote):
+        if target.twin is None:
+            return str(target.model.claims.get("width", "unknown"))
+        target = target.twin
+    return target.width
 
 
 def open_target(target: Target, options: VerifyOptions, shape: tuple[int, int, int]) -> Engine:
