@@ -7,6 +7,7 @@ whatever is drawn for each image is drawn for all of them and cut.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -190,4 +191,7 @@ def joined() -> Iterator[Processes]:
     nccl = torch.cuda.is_available() and dist.is_nccl_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=TIMEOUT)
     yield Processes(rank, world, local_rank)
+    # A trainer is a cycle of references, which holds the group: the group's threads would live on until the interpreter
+    # ends, and a thread that then lets go of a tensor aborts the process.
+    gc.collect()
     dist.destroy_process_group()

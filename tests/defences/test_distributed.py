@@ -179,6 +179,30 @@ def work(folder: Path) -> None:
         harden(job(folder), folder / "killed", killed, "", processes)
 
 
+def compiled(folder: Path) -> None:
+    """As in `gradients`, compiled."""
+    torch.set_num_threads(1)
+    with joined() as processes:
+        save_file(gradients(processes, True), folder / f"compiled-{processes.rank}.safetensors")
+
+
+def leave(folder: Path) -> None:
+    """Train a step together, and write which threads are left when the others are no longer met."""
+    with joined() as processes:
+        step(trainer(folder, "everything", processes))
+        during = threads()
+    after = threads()
+    (folder / f"threads-{processes.rank}.json").write_text(json.dumps([during, after]))
+
+
+def threads() -> list[str]:
+    """The names of this process's threads, sorted."""
+    return sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+
+
+PROGRAMS = {"work": work, "compiled": compiled, "leave": leave}
+
+
 def torchrun(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -276,6 +300,16 @@ def test_an_interrupt_of_one_process_stops_both_after_the_same_step(folder: Path
 
 def test_a_loss_that_is_not_finite_in_one_process_stops_both(folder: Path) -> None:
     assert all("no longer finite at step 0" in report["diverge"] for report in reports(folder))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
+    result = torchrun(__file__, "leave", str(tmp_path), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for rank in range(2):
+        during, after = json.loads((tmp_path / f"threads-{rank}.json").read_text())
+        assert any("gloo" in name for name in during)
+        assert not [name for name in after if "gloo" in name]
 
 
 def test_what_processes_tell_each_other(folder: Path) -> None:
@@ -379,9 +413,4 @@ def test_the_teacher_and_the_net_are_untouched_by_one_process() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "work":
-        work(Path(sys.argv[2]))
-    else:
-        torch.set_num_threads(1)
-        with joined() as them:
-            save_file(gradients(them, True), Path(sys.argv[2]) / f"compiled-{them.rank}.safetensors")
+    PROGRAMS[sys.argv[1]](Path(sys.argv[2]))
