@@ -175,11 +175,12 @@ class Disalignment:
         penalties = (self.feature_penalty, self.gradient_penalty)
         if any(not math.isfinite(value) or value < 0 for value in penalties):
             raise InputError(f"the penalties of triqdef must be finite and not negative, got {penalties}")
-        if self.penalty_every < 1 or self.penalty_images < 1 or self.layers < 1:
+        if self.penalty_every < 1 or self.layers < 1:
             raise InputError(
-                "triqdef needs penalty every, penalty images and layers of at least 1, got "
-                f"{self.penalty_every}, {self.penalty_images} and {self.layers}"
+                f"triqdef needs penalty every and layers of at least 1, got {self.penalty_every} and {self.layers}"
             )
+        if self.penalty_images < 2:
+            raise InputError(f"the penalties of triqdef need at least 2 images, got {self.penalty_images}")
         if not 0.0 <= self.curriculum <= 1.0:
             raise InputError(f"the curriculum is a part of the run, 0 to 1, got {self.curriculum}")
 

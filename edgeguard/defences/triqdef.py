@@ -14,25 +14,27 @@ Our reading:
 3. Input gradients are those of the cross-entropy; edges and orientations of their saliency are soft, so that they can be
    differentiated (`edgeguard.defences.similarity`); the penalty is the mean of the two measures.
 4. Both are computed on patched images of every `penalty_every`-th batch, at the width of its pass and at another, and run
-   through the Brevitas model itself, uncompiled, with running statistics of the batch norms.
+   through the Brevitas model itself, uncompiled, with the statistics of these images in the batch norms. With running
+   statistics a net is taught to outrun them: its features at two widths come apart because one of them is no longer
+   normalized, the loss does not see it, and what is deployed is of no use at that width.
 5. The curriculum: the run starts with the two highest widths, and lower ones join them one after the other. Among those
    open, a batch's width is drawn as in dynamic bit-width training, in proportion to 1 / bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgeguard.attacks.pool import PatchPool
 from edgeguard.defences.config import Disalignment
 from edgeguard.defences.defence import Batch, StepResult, accuracy
-from edgeguard.defences.gir import frozen_statistics
 from edgeguard.defences.pasting import ascend, make_pool, paste
 from edgeguard.defences.similarity import edge_iou, feature_cosine, hog_cosine, saliency
 from edgeguard.errors import InputError
@@ -107,14 +109,14 @@ def likeness(
 ) -> tuple[Tensor, Tensor]:
     """How alike two widths are on images (N, 3, H, W): of features and of input gradients, scalars in [0, 1].
 
-    layers: stages that count as features. gradients: compute the second; it is 0 else. Both are differentiable by the
+    All images count for the statistics of the batch norms. layers: stages that count as features. gradients: compute the second; it is 0 else. Both are differentiable by the
     parameters.
 
     Raises:
         InputError: the net has no quantized activation with rows and columns.
     """
     features, maps = [], []
-    with frozen_statistics(model):
+    with batch_statistics(model):
         for width in widths:
             inputs = pixels.detach().requires_grad_(gradients)
             with model.at(width):
@@ -128,6 +130,19 @@ def likeness(
     if not gradients:
         return alike, alike.new_zeros(())
     return alike, (0.5 * (edge_iou(*maps) + hog_cosine(*maps))).mean()
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch norms in training take the statistics of the batch for the length of a block and remember nothing of it."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def _traced(model: QuantizedModel, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -35,6 +35,19 @@ def test_likeness_is_one_for_a_width_and_itself_and_less_for_two():
     assert float(measured(subject, (EIGHT, TWO), layers=1)[0].detach()) != float(other[0].detach())
 
 
+def test_likeness_does_not_depend_on_running_statistics_and_leaves_them():
+    subject = trainer()
+    before = measured(subject, (EIGHT, TWO))
+    norms = [m for m in subject.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    kept = [norm.running_mean.fill_(7.0).clone() for norm in norms]
+    counts = [norm.num_batches_tracked.clone() for norm in norms]
+    after = measured(subject, (EIGHT, TWO))
+    assert [float(v.detach()) for v in after] == [float(v.detach()) for v in before]
+    assert all(torch.equal(norm.running_mean, was) for norm, was in zip(norms, kept, strict=True))
+    assert all(torch.equal(norm.num_batches_tracked, was) for norm, was in zip(norms, counts, strict=True))
+    assert all(norm.training and norm.track_running_stats for norm in norms)
+
+
 def test_features_are_the_ends_of_the_last_stages():
     subject = trainer()
     seen = {}
@@ -136,7 +149,7 @@ def test_same_seed_same_bytes():
         ({"feature_penalty": -1.0}, "finite and not negative"),
         ({"gradient_penalty": float("nan")}, "finite and not negative"),
         ({"penalty_every": 0}, "at least 1"),
-        ({"penalty_images": 0}, "at least 1"),
+        ({"penalty_images": 1}, "at least 2 images"),
         ({"layers": 0}, "at least 1"),
         ({"curriculum": 1.5}, "a part of the run"),
     ],
