@@ -149,6 +149,9 @@ ConfigOption = Annotated[
     typer.Option("--config", callback=_read_config, is_eager=True, help="Take options from a TOML file."),
 ]
 ModelOption = Annotated[str, typer.Option(help="resnet20, resnet56, ..., torchvision/NAME or package.module:factory.")]
+TrustCodeOption = Annotated[
+    bool, typer.Option("--trust-code", help="Import and run the package.module:factory that a run names as its model.")
+]
 WeightsOption = Annotated[Path | None, typer.Option(help="Float weights: safetensors or a state dict.")]
 DataOption = Annotated[str, typer.Option(help="digits, cifar10[:DIR], imagefolder:DIR or npz:FILE.")]
 TargetOption = Annotated[str, typer.Option(help="What it is for: ort, ort-avx2, openvino, trt, ... or FILE.toml.")]
