@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from edgeguard.data.dataset import Images
 from edgeguard.errors import InputError, require
+from edgeguard.memory import return_freed_memory
 
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
@@ -104,9 +105,17 @@ _OPEN, _DECODED = _Room(MAX_BYTES), _Room(MAX_PIXELS)
 """Taken in this order, so no thread waits for another that waits for it."""
 
 
-def _cost(image: Any) -> int:
-    """What the image takes of the pixels that are decoded at a time."""
-    return int(image.width * image.height * COPIES.get(image.format, 1))
+@contextmanager
+def _decoding(image: Any) -> Iterator[None]:
+    """Waits until there is room for the pixels of an image, and frees them before others may have it."""
+    pixels = int(image.width * image.height)
+    with _DECODED.taken(pixels * COPIES.get(image.format, 1)):
+        try:
+            yield
+        finally:
+            image.close()
+            if pixels > STRIP:
+                return_freed_memory()
 
 
 @contextmanager
@@ -122,7 +131,7 @@ def opened(path: Path) -> Iterator[Any]:
             raise InputError(f"{path} has {size} bytes; images of at most {MAX_BYTES} are read")
         with _OPEN.taken(size), path.open("rb") as handle, pillow.open(handle, formats=FORMATS) as image:
             most = MAX_PIXELS // COPIES.get(image.format, 1)
-            if _cost(image) > MAX_PIXELS or max(image.size) > MAX_SIDE:
+            if image.width * image.height > most or max(image.size) > MAX_SIDE:
                 raise InputError(
                     f"{path} has {image.width}x{image.height} pixels; at most {most}, and {MAX_SIDE} a side, are read"
                 )
@@ -141,7 +150,7 @@ def read_whole(path: Path, size: tuple[int, int]) -> Images:
     Raises:
         InputError: it cannot be read, or is not of `size` (height, width).
     """
-    with opened(path) as image, _DECODED.taken(_cost(image)):
+    with opened(path) as image, _decoding(image):
         if (image.height, image.width) != size:
             raise InputError(
                 f"{path} is now {image.width}x{image.height}, but was {size[1]}x{size[0]} when the folder was opened"
@@ -158,13 +167,10 @@ def read_centre(path: Path, image_size: int) -> Images:
     Raises:
         InputError: it cannot be read.
     """
-    pillow = require("PIL.Image", "train")
-    side = (image_size, image_size)
-    with opened(path) as image, _DECODED.taken(_cost(image)):
-        if image.size == side:
+    with opened(path) as image, _decoding(image):
+        if image.size == (image_size, image_size):
             return _pixels(image)
-        rgb = _rgb(image)
-        return _pixels(rgb.resize(side, pillow.Resampling.BILINEAR, box=centre_box(rgb.size, image_size)))
+        return _resized(image, image_size, centre_box(image.size, image_size))
 
 
 def read_crop(path: Path, image_size: int, draws: NDArray[np.float64], flip: bool) -> Images:
@@ -177,7 +183,6 @@ def read_crop(path: Path, image_size: int, draws: NDArray[np.float64], flip: boo
     Raises:
         InputError: it cannot be read.
     """
-    pillow = require("PIL.Image", "train")
     with opened(path) as image:
         width, height = image.size
         left, top, right, bottom = crop_box(image.size, draws)
@@ -186,11 +191,16 @@ def read_crop(path: Path, image_size: int, draws: NDArray[np.float64], flip: boo
         if spare > 1:
             drafted = image.draft(None, (width // spare, height // spare))
             scale = 1 if drafted is None else round(width / drafted[1][2])
-        with _DECODED.taken(_cost(image)):
-            rgb = _rgb(image)
-            box = (left / scale, top / scale, min(right / scale, rgb.width), min(bottom / scale, rgb.height))
-            pixels = _pixels(rgb.resize((image_size, image_size), pillow.Resampling.BILINEAR, box=box))
+        with _decoding(image):
+            box = (left / scale, top / scale, min(right / scale, image.width), min(bottom / scale, image.height))
+            pixels = _resized(image, image_size, box)
     return pixels[:, :, ::-1] if flip and draws[-1] < 0.5 else pixels
+
+
+def _resized(image: Any, image_size: int, box: Box) -> Images:
+    """A part of an image, resized with antialiasing."""
+    bilinear = require("PIL.Image", "train").Resampling.BILINEAR
+    return _pixels(_rgb(image).resize((image_size, image_size), bilinear, box=box))
 
 
 def _rgb(image: Any) -> Any:
