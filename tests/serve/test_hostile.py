@@ -96,6 +96,7 @@ DOCUMENTS: dict[str, Any] = {
     "outputs in shared memory": {
         **json_request(ONE), "outputs": [{"name": "logits", "parameters": {"shared_memory_region": "x"}}],
     },
+    "parameters of an output a number": {**json_request(ONE), "outputs": [{"name": "logits", "parameters": 7}]},
     "binary output a number": {**json_request(ONE), "parameters": {"binary_data_output": 1}},
     "parameters of the request a list": {**json_request(ONE), "parameters": []},
 }  # fmt: skip
