@@ -35,7 +35,7 @@ def target(name: str, seconds: int, findings: Path) -> None:
     """Fuzz one reader; never returns, for the fuzzer ends the process."""
     import atheris
 
-    with atheris.instrument_imports(include=["edgeguard"]):
+    with atheris.instrument_imports(include=["edgeguard", "tomllib"]):
         import corpus
         from readers import READERS, outcome
 

@@ -83,3 +83,12 @@ def test_the_names_of_the_package_need_no_trust(folder: Path) -> None:
     assert execute(folder, "calibrate", "--model", "resnet8", *SMALL, "--out", "run").returncode == 0
     done = execute(folder, "export", "run", "--bits", "8", "--proof-images", "2", "--out", "a")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("spec", ["..own_net:make", ":make", "own_net:", "broken_net:make", "own_net:make:again"])
+def test_names_that_cannot_be_imported_are_a_sentence(folder: Path, spec: str) -> None:
+    (folder / "broken_net.py").write_text("def make(:\n")
+    done = execute(folder, "calibrate", "--model", spec, *SMALL, "--out", "run")
+    assert done.returncode == 2
+    assert "cannot import" in done.stderr
+    assert "Traceback" not in done.stderr

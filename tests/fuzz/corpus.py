@@ -64,7 +64,7 @@ def hostile(name: str, valid: Path, mark: Path) -> Iterator[Hostile]:
     elif name == "patch png":
         yield from _png(content)
     elif name == "image":
-        yield from _image()
+        yield from _image(mark)
     elif name == "ONNX file":
         yield from _onnx(content)
     elif name == "weights torch":
@@ -169,7 +169,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def _image() -> Iterator[Hostile]:
+def _image(mark: Path) -> Iterator[Hostile]:
     """Images of all formats that are read, damaged, and headers that announce what is not there."""
     from PIL import Image
 
@@ -202,7 +202,7 @@ def _image() -> Iterator[Hostile]:
     yield Hostile("WEBP of another size", b"RIFF" + struct.pack("<I", 30) + b"WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff" * 6 + bytes(8))
     yield Hostile("PostScript", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n")
     yield Hostile("SVG", b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>')
-    yield Hostile("pickle with code", pickle.dumps(Payload(Path("nowhere"))))
+    yield Hostile("pickle with code", pickle.dumps(Payload(mark)))
 
 
 def _onnx(content: bytes) -> Iterator[Hostile]:
