@@ -20,9 +20,10 @@ RESULT = ROOT / "benchmarks" / "results" / "hostile_inputs.json"
 
 
 def run(name: str) -> dict[str, Any]:
-    """One reader. peak_mib: of the process, its libraries and the making of the files included."""
+    """One reader. peak_mib: of the process and those it starts, their libraries and the making of the files included."""
     import corpus
-    from readers import READERS, outcome
+    from folders import TREES, made
+    from readers import READERS
 
     found: dict[str, Any] = {"tried": 0, "refused": 0, "accepted": 0, "other_exceptions": 0, "code_executions": 0, "kinds": {}}
     seen = set()
@@ -36,17 +37,28 @@ def run(name: str) -> dict[str, Any]:
                 continue
             seen.add(digest)
             path.write_bytes(hostile.content)
-            try:
-                result = outcome(READERS[name], path)
-            except Exception as exc:
-                print(f"{name}, {hostile.kind}: {type(exc).__name__}: {exc}", file=sys.stderr)
-                result = "other_exceptions"
+            _count(found, name, hostile.kind, path)
             path.write_bytes(original)
-            found["tried"] += 1
-            found[result] += 1
-            found["kinds"][hostile.kind] = found["kinds"].get(hostile.kind, 0) + 1
             found["code_executions"] += mark.exists()
-    return {**found, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+        for kind, tree in TREES.items():
+            if tree.reader == name:
+                inner = Path(tempfile.mkdtemp(dir=folder))
+                _count(found, name, kind.split(",")[0] + " in a hostile folder", made(tree, inner))
+    own = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return {**found, "peak_mib": max(resource.getrusage(one).ru_maxrss for one in own) // 1024}
+
+
+def _count(found: dict[str, Any], name: str, kind: str, path: Path) -> None:
+    from readers import READERS, outcome
+
+    try:
+        result = outcome(READERS[name], path, slow=True)
+    except Exception as exc:
+        print(f"{name}, {kind}: {type(exc).__name__}: {exc}", file=sys.stderr)
+        result = "other_exceptions"
+    found["tried"] += 1
+    found[result] += 1
+    found["kinds"][kind] = found["kinds"].get(kind, 0) + 1
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeguard import files
-from edgeguard.errors import ArtifactError, InputError
+from edgeguard.errors import ArtifactError, InputError, shown
 from edgeguard.graph import IntegerGraph
 from edgeguard.graph_io import load_graph
 
@@ -16,6 +16,7 @@ MANIFEST, GRAPH, ONNX_MODEL = "manifest.json", "graph.npz", "model.onnx"
 POOL = "pool.json"
 """What a folder of several artifacts has in place of a manifest."""
 MAX_NAME = 200
+MAX_SIDE, MAX_BITS = 65_535, 32
 MAX_CLASSES = 1 << 16
 """Of a data set, and of what classifies it: each has a name, and a row of weights."""
 REQUIRED = {
@@ -58,6 +59,7 @@ class Artifact:
         for key in ("target", "width"):
             if not manifest[key].isprintable() or len(manifest[key]) > MAX_NAME:
                 raise ArtifactError(f"{path / MANIFEST}: {key!r} must be a short name, got {manifest[key]!r:.80}")
+        _check_values(path / MANIFEST, manifest)
         if GRAPH not in manifest["files"]:
             raise ArtifactError(f"{path / MANIFEST}: no {GRAPH} among its files")
         for name, digest in manifest["files"].items():
@@ -85,6 +87,31 @@ class Artifact:
     def width(self) -> str:
         """The bit-width as users write it: `4`, or `w4a8` where weights and activations differ."""
         return str(self.manifest["width"])
+
+
+def _check_values(path: Path, manifest: dict[str, Any]) -> None:
+    """Raises ArtifactError where a value that others calculate with, or look up, is none."""
+    proof, source, profile = manifest["proof"], manifest["source"], manifest.get("profile")
+    coverage, data = proof.get("integer_mac_coverage"), source.get("data")
+    values = {
+        "input_shape": len(manifest["input_shape"]) == 3 and _are_sizes(manifest["input_shape"], MAX_SIDE),
+        "num_classes": _are_sizes([manifest["num_classes"]], MAX_CLASSES),
+        "weight_bits": _are_sizes([manifest["weight_bits"]], MAX_BITS),
+        "activation_bits": _are_sizes([manifest["activation_bits"]], MAX_BITS),
+        "integer_mac_coverage": coverage is None or (type(coverage) in (int, float) and 0 <= coverage <= 1),
+        "profile": profile is None or (isinstance(profile, dict) and isinstance(profile.get("runtime"), str)),
+        "data": data is None or (isinstance(data, dict) and isinstance(data.get("spec", ""), str)),
+        "seed": type(source.get("seed", 0)) is int and 0 <= source.get("seed", 0) < 1 << 63,
+        "patch_sizes": source.get("patch_sizes") is None or _are_sizes(source["patch_sizes"], MAX_SIDE),
+    }
+    wrong = next((name for name, right in values.items() if not right), None)
+    if wrong is not None:
+        found = next((part[wrong] for part in (manifest, proof, source) if wrong in part), None)
+        raise ArtifactError(f"{path}: {wrong!r} is not what an export writes: {shown(found)}")
+
+
+def _are_sizes(values: Any, most: int) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 1 <= value <= most for value in values)
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

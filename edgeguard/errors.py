@@ -17,9 +17,12 @@ from types import ModuleType
 
 
 class EdgeGuardError(Exception):
-    """Base of all errors meant for the user."""
+    """Base of all errors meant for the user. Names of files and what they hold may stand in it: it is always `printable`."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class InputError(EdgeGuardError):
@@ -44,6 +47,11 @@ class MissingDependency(EdgeGuardError):  # noqa: N818
     """A package, a runtime or a device is missing."""
 
     exit_code = 3
+
+
+def printable(text: str) -> str:
+    """A text with escapes for what would move a cursor, end a line of a log, or is no character at all."""
+    return text if text.isprintable() else "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 def shown(value: object, limit: int = 60) -> str:

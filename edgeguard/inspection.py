@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeguard.artifact import GRAPH, Artifact
-from edgeguard.errors import ArtifactError
+from edgeguard.errors import ArtifactError, printable
 from edgeguard.graph import Conv, Linear, Multiply
 from edgeguard.inttype import MAX_BITS
 
@@ -80,7 +80,8 @@ def format_inspection(document: dict[str, Any]) -> str:
             reasons.setdefault(layer["reason"], []).append(layer["name"])
     why = ["", "Not in integer kernels:", *(f"  {', '.join(names)}: {reason}" for reason, names in reasons.items())]
     notes = [f"Note: {note}" for note in document.get("notes", ())]
-    return "\n".join([*_heading(document), "", *lines, *(why if reasons else ()), *([""] if notes else ()), *notes])
+    every = [*_heading(document), "", *lines, *(why if reasons else ()), *([""] if notes else ()), *notes]
+    return "\n".join(map(printable, every))  # names are a file's
 
 
 def _heading(document: dict[str, Any]) -> list[str]:

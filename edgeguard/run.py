@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edgeguard import files
 from edgeguard.errors import InputError, shown
-from edgeguard.models import FloatModel, load_model
+from edgeguard.models import FloatModel, is_code, load_model
 from edgeguard.quant.model import Normalization, QuantizedModel, quantize_model
 from edgeguard.quant.scheme import QuantScheme
 from edgeguard.quant.width import Width, parse_width
@@ -33,21 +33,27 @@ REQUIRED = {"schema": str, "model": dict, "scheme": dict, "data": dict, "trainin
 
 @dataclass(frozen=True)
 class Run:
-    """A hardening run on disk. config: the resolved configuration; its keys are those of `REQUIRED`."""
+    """A hardening run on disk. config: the resolved configuration; its keys are those of `REQUIRED`.
+
+    trust_code: a model `package.module:factory` that the configuration names may be imported, which runs it.
+    """
 
     path: Path
     config: dict[str, Any]
+    trust_code: bool = False
 
     @staticmethod
     def create(path: Path, config: dict[str, Any]) -> Run:
-        """Make the folder, which must not exist yet, and write the configuration."""
+        """Make the folder, which must not exist yet, and write the configuration, whose model is the caller's own."""
         with files.folder_transaction(path) as folder:
             files.write_json(folder / CONFIG, {"schema": SCHEMA, **config})
-        return Run.load(path)
+        return Run.load(path, trust_code=True)
 
     @staticmethod
-    def load(path: Path | str) -> Run:
+    def load(path: Path | str, trust_code: bool = False) -> Run:
         """Open a run.
+
+        trust_code: whoever asks for it knows the run's own code, if it names any, and wants it to be imported.
 
         Raises:
             InputError: no run, another schema, or a key of its configuration is missing.
@@ -61,7 +67,12 @@ class Run:
         for key, kind in REQUIRED.items():
             if type(config.get(key)) is not kind:
                 raise InputError(f"{path / CONFIG}: {key!r} is missing or not a {kind.__name__}")
-        return Run(path, config)
+        return Run(path, config, trust_code)
+
+    @property
+    def names_code(self) -> bool:
+        """Whether the run's model is code of somebody's own, which is imported only where it is trusted."""
+        return is_code(str(self.config["model"].get("spec")))
 
     @property
     def checkpoint(self) -> Path:
@@ -91,7 +102,7 @@ class Run:
         """The run's float model with untrained weights: its architecture alone.
 
         Raises:
-            InputError: the configuration names a model that cannot be made.
+            InputError: the configuration names a model that cannot be made, or by code that is not trusted.
         """
         entry = self.config["model"]
         try:
@@ -100,6 +111,11 @@ class Run:
             raise InputError(f"{self.path / CONFIG} does not describe a model: it has no {exc}") from exc
         if not isinstance(spec, str) or type(classes) is not int:
             raise InputError(f"{self.path / CONFIG} does not describe a model: spec {shown(spec)}, classes {shown(classes)}")
+        if self.names_code and not self.trust_code:
+            raise InputError(
+                f"{self.path / CONFIG} names its model by code, {shown(spec)}, which would be imported and run; if you know "
+                "that code and trust it, add --trust-code"
+            )
         model = load_model(spec, classes)
         return replace(model, mean=self._colours("mean", mean), std=self._colours("std", std))
 

@@ -138,14 +138,14 @@ def _sparse_tensors(sparse: onnx.SparseTensorProto) -> Iterator[onnx.TensorProto
     if not sparse.dims:
         return
     if _elements(sparse.values.name, sparse.dims) > LIMIT // 8:
-        raise InputError(f"the sparse tensor {sparse.values.name!r} of shape {_shape(sparse.dims)} is too large to unpack")
+        raise InputError(f"the sparse tensor {sparse.values.name!r:.100} of shape {_shape(sparse.dims)} is too large to unpack")
     yield sparse.values
     yield sparse.indices
 
 
 def _elements(name: str, dims: list[int]) -> int:
     if len(dims) > MAX_RANK or min(dims, default=0) < 0:
-        raise InputError(f"the tensor {name!r} has an impossible shape {_shape(dims)}")
+        raise InputError(f"the tensor {name!r:.100} has an impossible shape {_shape(dims)}")
     return math.prod(dims)
 
 
@@ -158,11 +158,11 @@ def _check_tensor(tensor: onnx.TensorProto, path: Path) -> int:
     elements = _elements(tensor.name, tensor.dims)
     if tensor.data_type == TensorProto.STRING:
         if len(tensor.string_data) != elements:
-            raise InputError(f"the tensor {tensor.name!r} declares {elements:,} strings and holds "
+            raise InputError(f"the tensor {tensor.name!r:.100} declares {elements:,} strings and holds "
                              f"{len(tensor.string_data):,}")  # fmt: skip
         return 0
     if tensor.data_type not in FOREIGN_BITS:
-        raise InputError(f"the tensor {tensor.name!r} has the unknown data type {tensor.data_type}")
+        raise InputError(f"the tensor {tensor.name!r:.100} has the unknown data type {tensor.data_type}")
     bits = FOREIGN_BITS[tensor.data_type]
     declared = (elements * bits + 7) // 8
     if tensor.data_location == TensorProto.EXTERNAL:
@@ -174,7 +174,7 @@ def _check_tensor(tensor: onnx.TensorProto, path: Path) -> int:
         pairs = 2 if tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128) else 1
         held = entries if bits < 8 else entries * bits // (8 * pairs)
     if held != declared:
-        raise InputError(f"the tensor {tensor.name!r} declares {declared:,} bytes of shape {_shape(tensor.dims)} "
+        raise InputError(f"the tensor {tensor.name!r:.100} declares {declared:,} bytes of shape {_shape(tensor.dims)} "
                          f"and holds {held:,}")  # fmt: skip
     return 0
 
@@ -188,26 +188,26 @@ def _check_external(tensor: onnx.TensorProto, declared: int, path: Path) -> int:
         not location or "\0" in location or RUNTIME_MEMORY in location or ".." in parts or "\\" in location
         or PurePosixPath(location).is_absolute() or PureWindowsPath(location).drive
     ):  # fmt: skip
-        raise InputError(f"the tensor {name!r} keeps its data at {location!r}; only files within the model's folder "
+        raise InputError(f"the tensor {name!r:.100} keeps its data at {location!r:.200}; only files within the model's folder "
                          "are read")  # fmt: skip
     try:
         offset = int(entries.get("offset") or 0)
         length = int(entries.get("length") or declared)
     except ValueError as exc:
-        raise InputError(f"the tensor {name!r} has an offset or length that is not a number") from exc
+        raise InputError(f"the tensor {name!r:.100} has an offset or length that is not a number") from exc
     folder = path.parent.resolve()
     file = folder.joinpath(*parts)
     try:
         if file.resolve() != file:
-            raise InputError(f"the tensor {name!r} keeps its data at {location!r}, which leads through a link; only "
+            raise InputError(f"the tensor {name!r:.100} keeps its data at {location!r:.200}, which leads through a link; only "
                              "plain files within the model's folder are read")  # fmt: skip
         status = file.stat()
     except (OSError, RuntimeError) as exc:
-        raise InputError(f"the tensor {name!r} keeps its data at {location!r}, which cannot be read; put that file "
+        raise InputError(f"the tensor {name!r:.100} keeps its data at {location!r:.200}, which cannot be read; put that file "
                          "beside the model") from exc  # fmt: skip
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"the tensor {name!r} keeps its data at {location!r}, which is not a plain file")
+        raise InputError(f"the tensor {name!r:.100} keeps its data at {location!r:.200}, which is not a plain file")
     if length != declared or offset < 0 or offset + length > status.st_size:
-        raise InputError(f"the tensor {name!r} declares {declared:,} bytes from {offset:,} on in {location!r}, which has "
+        raise InputError(f"the tensor {name!r:.100} declares {declared:,} bytes from {offset:,} on in {location!r:.200}, which has "
                          f"{status.st_size:,}")  # fmt: skip
     return declared

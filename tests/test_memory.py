@@ -42,8 +42,9 @@ def test_freed_memory_is_kept_for_the_next_pass() -> None:
 
 
 def test_elsewhere_than_with_glibc_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgeguard.memory import keep_freed_memory
+    from edgeguard.memory import keep_freed_memory, return_freed_memory
 
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr("ctypes.CDLL", None)  # it would fail if it were called
     assert keep_freed_memory() is False
+    assert return_freed_memory() is False

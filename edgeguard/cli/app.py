@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from typing import Annotated
@@ -23,7 +24,7 @@ from edgeguard.cli.inspect import inspect
 from edgeguard.cli.report import report
 from edgeguard.cli.serve import serve
 from edgeguard.cli.verify import verify
-from edgeguard.errors import EdgeGuardError
+from edgeguard.errors import EdgeGuardError, InputError, printable
 
 INTERRUPTED = 130
 
@@ -52,6 +53,12 @@ def _root(
     console.settings.debug = debug
 
 
+def _of_the_system(error: OSError) -> str:
+    """What the operating system refused, such as to look into a folder."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
+
+
 def main() -> None:
     """Run the program. Exit codes: 0 fine, 1 the gate failed, 2 bad input, 3 a runtime, extra or device is missing."""
     try:
@@ -61,6 +68,11 @@ def main() -> None:
             traceback.print_exc()
         print(f"edgeguard: {exc}", file=sys.stderr)
         sys.exit(exc.exit_code)
+    except OSError as exc:
+        if console.settings.debug:
+            traceback.print_exc()
+        print(f"edgeguard: {printable(_of_the_system(exc))}", file=sys.stderr)
+        sys.exit(InputError.exit_code)
     except KeyboardInterrupt:
         print("edgeguard: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)

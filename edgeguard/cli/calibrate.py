@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress, TaskID
@@ -30,6 +30,9 @@ from edgeguard.cli.console import (
 )
 from edgeguard.errors import require
 from edgeguard.targets.profiles import load_profile
+
+if TYPE_CHECKING:
+    from edgeguard.run import Run
 
 
 def calibrate(
@@ -71,10 +74,10 @@ def calibrate(
         run = quantize(job, folder, _Progressing(progress), command_line())
     metrics = json.loads((run.path / "metrics.jsonl").read_text())
     document = {"schema": "edgeguard.calibrate/1", "run": str(run.path), "estimator": estimator, "metrics": metrics}
-    emit(document, _summary(run.path, metrics, target), as_json)
+    emit(document, _summary(run, metrics, target), as_json)
 
 
-def _summary(run: Path, metrics: dict[str, Any], target: str) -> str:
+def _summary(run: Run, metrics: dict[str, Any], target: str) -> str:
     lines = [f"{'bits':>6} {'accuracy':>9}  against float"]
     reference = metrics["float"]["accuracy"]
     lines.append(f"{'float':>6} {reference:9.2%}")
@@ -82,8 +85,9 @@ def _summary(run: Path, metrics: dict[str, Any], target: str) -> str:
         lines.append(f"{width:>6} {entry['accuracy']:9.2%}  {100 * (entry['accuracy'] - reference):+.2f} points")
     lines += [
         f"on {metrics['float']['n']} test images, simulated",
-        f"run: {run}",
-        f"next: edgeguard export {run} --target {target} --bits {next(iter(metrics['widths']))}",
+        f"run: {run.path}",
+        f"next: edgeguard export {run.path} --target {target} --bits {next(iter(metrics['widths']))}"
+        f"{' --trust-code' if run.names_code else ''}",
     ]
     return "\n".join(lines)
 

@@ -28,13 +28,9 @@ from edgeguard import files
 from edgeguard.errors import InputError, MissingDependency, require
 from edgeguard.report.html import render_html
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
+MAX_CONFIG = 1 << 20
+"""Bytes of a file given to --config."""
 
 
 @dataclass
@@ -129,12 +125,7 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     """
     if path is None:
         return None
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise InputError(f"cannot read {path}: {exc.strerror}") from exc
-    except ValueError as exc:
-        raise InputError(f"{path} is not valid TOML: {exc}") from exc
+    values = files.read_toml(path, MAX_CONFIG)
     options = {parameter.name for parameter in context.command.params if parameter.param_type_name == "option"}
     given = {key.replace("-", "_"): value for key, value in values.items()}
     unknown = sorted(given.keys() - options)
@@ -149,6 +140,9 @@ ConfigOption = Annotated[
     typer.Option("--config", callback=_read_config, is_eager=True, help="Take options from a TOML file."),
 ]
 ModelOption = Annotated[str, typer.Option(help="resnet20, resnet56, ..., torchvision/NAME or package.module:factory.")]
+TrustCodeOption = Annotated[
+    bool, typer.Option("--trust-code", help="Import and run the package.module:factory that a run names as its model.")
+]
 WeightsOption = Annotated[Path | None, typer.Option(help="Float weights: safetensors or a state dict.")]
 DataOption = Annotated[str, typer.Option(help="digits, cifar10[:DIR], imagefolder:DIR or npz:FILE.")]
 TargetOption = Annotated[str, typer.Option(help="What it is for: ort, ort-avx2, openvino, trt, ... or FILE.toml.")]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeguard.artifact import Artifact
-from edgeguard.cli.console import ConfigOption, JsonOption, OutOption, emit, output_folder
+from edgeguard.cli.console import ConfigOption, JsonOption, OutOption, TrustCodeOption, emit, output_folder
 from edgeguard.errors import InputError, require
 from edgeguard.targets.profiles import load_profile
 from edgeguard.zoo import resolve
@@ -28,6 +28,7 @@ def export(
     ] = False,
     probabilities: Annotated[str | None, typer.Option(help="pool: of the widths, e.g. 0.5,0.3,0.2; all alike.")] = None,
     seed: Annotated[int | None, typer.Option(help="pool: of the draw; without it fresh entropy each time.")] = None,
+    trust_code: TrustCodeOption = False,
     out: OutOption = None,
     as_json: JsonOption = False,
     config: ConfigOption = None,
@@ -45,7 +46,7 @@ def export(
 
     if not pool and (probabilities is not None or seed is not None):
         raise InputError("--probabilities and --seed say how a member of a pool is drawn; add --pool or leave them out")
-    source = Run.load(resolve(run))
+    source = Run.load(resolve(run), trust_code)
 
     def export_one(width: str, to: Path) -> Artifact:
         return export_run(source, width, profile, to, data, proof_images, allow_float, onnx_only, repeat)
@@ -65,6 +66,7 @@ def export(
     after = f"edgeguard verify {artifact.path}"
     if onnx_only:
         after = f"where TensorRT and its GPU are: edgeguard export {run} --target {target} --bits {bits}"
+        after += " --trust-code" if source.names_code else ""
     text = f"{format_inspection(document)}\nartifact: {artifact.path}\nnext: {after}"
     emit({**document, "artifact": str(artifact.path)}, text, as_json)
 

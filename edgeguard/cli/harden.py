@@ -22,6 +22,7 @@ from edgeguard.cli.console import (
     SeedOption,
     TargetOption,
     ThreadsOption,
+    TrustCodeOption,
     WeightsOption,
     command_line,
     emit,
@@ -39,6 +40,7 @@ from edgeguard.zoo import resolve
 
 if TYPE_CHECKING:
     from edgeguard.defences.defence import StepResult
+    from edgeguard.run import Run
 
 INTERRUPTED = 130
 
@@ -104,7 +106,10 @@ def harden(
     ] = None,
     eval_limit: Annotated[int, typer.Option(help="Test images measured after every epoch.")] = 1000,
     out: OutOption = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue this interrupted run; no other option is read.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue this interrupted run; no option of the training is read.")
+    ] = None,
+    trust_code: TrustCodeOption = False,
     list_ready: Annotated[
         bool, typer.Option("--list", help="Only list the ready models, zoo:NAME, that export takes.")
     ] = False,
@@ -121,6 +126,7 @@ def harden(
     from edgeguard.defences.config import BASELINES, HardenConfig, PerImagePatches, UniversalPatches, against, preset
     from edgeguard.defences.distributed import joined
     from edgeguard.defences.job import HardenJob
+    from edgeguard.models import is_code
     from edgeguard.quant.width import parse_width, parse_widths
 
     limit_threads(threads)
@@ -151,19 +157,20 @@ def harden(
     with joined() as processes, _listening(processes.first) as listener:
         try:
             if job is None:
-                run = hardening.resume(folder, listener, device, processes)
+                run = hardening.resume(folder, listener, device, processes, trust_code)
             else:
                 run = hardening.harden(job, folder, listener, command_line(), processes)
         except KeyboardInterrupt:
             if processes.first:
-                log(f"interrupted; continue with: edgeguard harden --resume {folder}")
+                asked = trust_code or (job is not None and is_code(job.model))
+                log(f"interrupted; continue with: edgeguard harden --resume {folder}{' --trust-code' if asked else ''}")
             raise typer.Exit(INTERRUPTED) from None
     if not processes.first:
         return
     last = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1])
     emit(
         {"schema": "edgeguard.harden/1", "run": str(run.path), "metrics": last},
-        _summary(run.path, last, target),
+        _summary(run, last, target),
         as_json,
     )
 
@@ -173,7 +180,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _summary(run: Path, metrics: dict[str, Any], target: str) -> str:
+def _summary(run: Run, metrics: dict[str, Any], target: str) -> str:
     from edgeguard.quant.width import parse_width
 
     lines = [f"{'bits':>6} {'accuracy':>9}  attack success of the training patches (simulated)"]
@@ -187,10 +194,11 @@ def _summary(run: Path, metrics: dict[str, Any], target: str) -> str:
     first = next((width for width in metrics["widths"] if parse_width(width).deployable), None)
     lines += [
         f"on {count} test images; success is P[pred(x_adv) != y | pred(x) = y] at random places",
-        f"run: {run}",
+        f"run: {run.path}",
     ]
     if first is not None:
-        lines.append(f"next: edgeguard export {run} --target {target} --bits {first}")
+        trust = " --trust-code" if run.names_code else ""
+        lines.append(f"next: edgeguard export {run.path} --target {target} --bits {first}{trust}")
     return "\n".join(lines)
 
 

@@ -37,13 +37,13 @@ def export_run(run: Run, bits: str, target: str | TargetProfile, out: Path, data
         raise InputError(f"{run.path} was not trained at {width} bits; its widths are {names}")
     if proof_images < 1:
         raise InputError(f"the proof needs at least one image, got {proof_images}")
-    training = _Training.of(run)
+    training, model = _Training.of(run), run.load_model()
     shape = training.image_shape
     _, test = load_splits(data or training.data, training.image_size)
     if test.image_shape != shape:
         raise InputError(f"{data or training.data} has images of {test.image_shape}, the run was made with {shape}")
     images = test.images(np.arange(min(proof_images, len(test))))
-    graph = lower(run.load_model(), width, shape)
+    graph = lower(model, width, shape)
     source = {
         "run_checkpoint_sha256": files.sha256(run.checkpoint),
         "method": training.method,

@@ -11,8 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeguard.artifact import MAX_CLASSES
-from edgeguard.errors import InputError
+from edgeguard.errors import InputError, shown
 
+LONGEST_NAME = 255
+"""Characters of a class name: what a folder's name may have."""
+JOINERS = {0x200C: None, 0x200D: None}
+"""Signs without a shape of their own that words of several scripts need."""
 Images = NDArray[np.uint8]
 Indices = Sequence[int] | NDArray[np.int64]
 Crop = Callable[[NDArray[np.int64], NDArray[np.float64], bool], Images]
@@ -30,7 +34,8 @@ class Dataset:
     crop_draws: uniform numbers that it takes for each image.
 
     Raises:
-        InputError: when the labels are not (N,) int64, are outside the classes, or there are none.
+        InputError: when the labels are not (N,) int64, are outside the classes, or there are none, or a class has no name that
+            can be shown.
     """
 
     name: str
@@ -44,6 +49,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         check_label_array(self.name, self.labels)
+        check_class_names(self.name, self.class_names)
         if int(self.labels.max()) >= self.num_classes:
             raise InputError(f"{self.name}: label {self.labels.max()} lies outside its {self.num_classes} class names")
 
@@ -123,6 +129,15 @@ class Dataset:
                 f"{self.name} has {len(self)} images; the indices {array.min()} to {array.max()} are not all among them"
             )
         return array.astype(np.int64)
+
+
+def check_class_names(name: str, class_names: tuple[str, ...]) -> None:
+    """Raises InputError unless all are printable text of at most `LONGEST_NAME` characters: reports and terminals show them."""
+    for class_name in class_names:
+        if len(class_name) > LONGEST_NAME or not class_name.translate(JOINERS).isprintable():
+            raise InputError(
+                f"{name}: a class is called {shown(class_name)}; expected printable text of at most {LONGEST_NAME} characters"
+            )
 
 
 def check_label_array(name: str, labels: NDArray[np.int64]) -> None:

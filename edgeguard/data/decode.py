@@ -9,6 +9,8 @@ shorter side becomes the image size itself.
 from __future__ import annotations
 
 import math
+import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +21,18 @@ from numpy.typing import NDArray
 
 from edgeguard.data.dataset import Images
 from edgeguard.errors import InputError, require
+from edgeguard.memory import return_freed_memory
 
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 MAX_PIXELS = 64 << 20
+"""Of an image, and of all images that a process decodes at a time."""
+COPIES = {"WEBP": 2}
+"""Pixels of these formats count so often: their decoder holds the image several times."""
+MAX_BYTES = 256 << 20
+"""Of a file, and of all files that are open at a time: some decoders read a file, or a part of any size, at once."""
+STRIP = 4 << 20
+"""Pixels that become an array at a time."""
 MAX_SIDE = 65_535
 """What a JPEG can have. Pillow's coordinates are float32, which are exact to 1/256 of a pixel up to here."""
 PHOTO_SIDE = 128
@@ -71,15 +81,59 @@ def crop_box(size: tuple[int, int], draws: NDArray[np.float64]) -> tuple[int, in
     return left, top, left + wide, top + tall
 
 
+class _Room:
+    """So much of something that all threads together may hold; who asks for more waits until there is room."""
+
+    def __init__(self, size: int) -> None:
+        self._free, self._changed = size, threading.Condition()
+
+    @contextmanager
+    def taken(self, amount: int) -> Iterator[None]:
+        """amount: at most the whole size."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= amount)
+            self._free -= amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += amount
+                self._changed.notify_all()
+
+
+_OPEN, _DECODED = _Room(MAX_BYTES), _Room(MAX_PIXELS)
+"""Taken in this order, so no thread waits for another that waits for it."""
+
+
+@contextmanager
+def _decoding(image: Any) -> Iterator[None]:
+    """Waits until there is room for the pixels of an image, and frees them before others may have it."""
+    pixels = int(image.width * image.height)
+    with _DECODED.taken(pixels * COPIES.get(image.format, 1)):
+        try:
+            yield
+        finally:
+            image.close()
+            if pixels > STRIP:
+                return_freed_memory()
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
     """A Pillow image, its type and size checked before its pixels are decoded; whatever fails names the file."""
     pillow = require("PIL.Image", "train")
     try:
-        with path.open("rb") as handle, pillow.open(handle, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
+        status = path.stat()
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path} cannot be read as an image: it is not a plain file")
+        if size > MAX_BYTES:
+            raise InputError(f"{path} has {size} bytes; images of at most {MAX_BYTES} are read")
+        with _OPEN.taken(size), path.open("rb") as handle, pillow.open(handle, formats=FORMATS) as image:
+            most = MAX_PIXELS // COPIES.get(image.format, 1)
+            if image.width * image.height > most or max(image.size) > MAX_SIDE:
                 raise InputError(
-                    f"{path} has {image.width}x{image.height} pixels; at most {MAX_PIXELS}, and {MAX_SIDE} a side, are read"
+                    f"{path} has {image.width}x{image.height} pixels; at most {most}, and {MAX_SIDE} a side, are read"
                 )
             if image.mode not in MODES:
                 raise InputError(f"{path} is of mode {image.mode}; expected 8 bits per channel: convert the file")
@@ -96,13 +150,12 @@ def read_whole(path: Path, size: tuple[int, int]) -> Images:
     Raises:
         InputError: it cannot be read, or is not of `size` (height, width).
     """
-    with opened(path) as image:
-        rgb = _rgb(image)
-        if (rgb.height, rgb.width) != size:
+    with opened(path) as image, _decoding(image):
+        if (image.height, image.width) != size:
             raise InputError(
-                f"{path} is now {rgb.width}x{rgb.height}, but was {size[1]}x{size[0]} when the folder was opened"
+                f"{path} is now {image.width}x{image.height}, but was {size[1]}x{size[0]} when the folder was opened"
             )
-        return _pixels(rgb)
+        return _pixels(image)
 
 
 def read_centre(path: Path, image_size: int) -> Images:
@@ -114,13 +167,10 @@ def read_centre(path: Path, image_size: int) -> Images:
     Raises:
         InputError: it cannot be read.
     """
-    pillow = require("PIL.Image", "train")
-    side = (image_size, image_size)
-    with opened(path) as image:
-        rgb = _rgb(image)
-        if rgb.size != side:
-            rgb = rgb.resize(side, pillow.Resampling.BILINEAR, box=centre_box(rgb.size, image_size))
-        return _pixels(rgb)
+    with opened(path) as image, _decoding(image):
+        if image.size == (image_size, image_size):
+            return _pixels(image)
+        return _resized(image, image_size, centre_box(image.size, image_size))
 
 
 def read_crop(path: Path, image_size: int, draws: NDArray[np.float64], flip: bool) -> Images:
@@ -133,7 +183,6 @@ def read_crop(path: Path, image_size: int, draws: NDArray[np.float64], flip: boo
     Raises:
         InputError: it cannot be read.
     """
-    pillow = require("PIL.Image", "train")
     with opened(path) as image:
         width, height = image.size
         left, top, right, bottom = crop_box(image.size, draws)
@@ -142,10 +191,16 @@ def read_crop(path: Path, image_size: int, draws: NDArray[np.float64], flip: boo
         if spare > 1:
             drafted = image.draft(None, (width // spare, height // spare))
             scale = 1 if drafted is None else round(width / drafted[1][2])
-        rgb = _rgb(image)
-        box = (left / scale, top / scale, min(right / scale, rgb.width), min(bottom / scale, rgb.height))
-        pixels = _pixels(rgb.resize((image_size, image_size), pillow.Resampling.BILINEAR, box=box))
+        with _decoding(image):
+            box = (left / scale, top / scale, min(right / scale, image.width), min(bottom / scale, image.height))
+            pixels = _resized(image, image_size, box)
     return pixels[:, :, ::-1] if flip and draws[-1] < 0.5 else pixels
+
+
+def _resized(image: Any, image_size: int, box: Box) -> Images:
+    """A part of an image, resized with antialiasing."""
+    bilinear = require("PIL.Image", "train").Resampling.BILINEAR
+    return _pixels(_rgb(image).resize((image_size, image_size), bilinear, box=box))
 
 
 def _rgb(image: Any) -> Any:
@@ -155,6 +210,15 @@ def _rgb(image: Any) -> Any:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _pixels(rgb: Any) -> Images:
-    pixels: Images = np.asarray(rgb, np.uint8).transpose(2, 0, 1)
+def _pixels(image: Any) -> Images:
+    """(3, height, width) uint8; of a large image strip by strip, so that no second copy of it is made."""
+    width, height = image.size
+    rows = max(1, STRIP // width)
+    if height <= rows:
+        pixels: Images = np.asarray(_rgb(image), np.uint8).transpose(2, 0, 1)
+        return pixels
+    pixels = np.empty((3, height, width), np.uint8)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        pixels[:, top : top + rows] = np.asarray(_rgb(strip), np.uint8).transpose(2, 0, 1)
     return pixels

@@ -10,7 +10,7 @@ from edgeguard.data.dataset import Dataset, holdout
 from edgeguard.data.digits import load_digits
 from edgeguard.data.folder import load_folder, split_folders
 from edgeguard.data.npz import load_npz
-from edgeguard.errors import InputError
+from edgeguard.errors import InputError, shown
 from edgeguard.files import expanded
 
 Split = Literal["train", "test"]
@@ -82,7 +82,7 @@ def _parse(spec: str) -> tuple[str, str]:
     kind, colon, path = spec.partition(":")
     known = (kind in ("digits", "cifar10") and not colon) or (kind in ("cifar10", "imagefolder", "npz") and path)
     if not known:
-        raise InputError(f"unknown data {spec!r}; expected one of {', '.join(SPECS)}")
+        raise InputError(f"unknown data {shown(spec)}; expected one of {', '.join(SPECS)}")
     return kind, path
 
 

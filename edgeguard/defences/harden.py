@@ -113,7 +113,7 @@ def harden(job: HardenJob, out: Path, listener: Listener, command: str = "", pro
     normalization = Normalization(float_model.mean, float_model.std)
     quantize_model(float_model.module, scheme, normalization)  # refuses what has no integer form before anything runs
     config = run_config(command, float_model, job.weights, scheme, job.data, train, test, config_to_json(job))
-    run = Run.create(out, config) if processes.first else Run(out, config)
+    run = Run.create(out, config) if processes.first else Run(out, config, trust_code=True)
     if job.weights is None and job.pretrain_epochs:
         steps = job.pretrain_epochs * max(1, len(train) // job.config.batch_size)
         listener.on_phase("pretrain", steps)
@@ -131,15 +131,17 @@ def harden(job: HardenJob, out: Path, listener: Listener, command: str = "", pro
     return _train(run, trainer, test, job.eval_limit, listener)
 
 
-def resume(path: Path, listener: Listener, device: str = "auto", processes: Processes = ALONE) -> Run:
+def resume(path: Path, listener: Listener, device: str = "auto", processes: Processes = ALONE,
+           trust_code: bool = False) -> Run:  # fmt: skip
     """Continue an interrupted run from its last checkpoint; it ends with the same bytes as if never interrupted.
 
-    processes: as of `harden`; all read the folder. Another number of them gives the same up to rounding.
+    processes: as of `harden`; all read the folder. Another number of them gives the same up to rounding. trust_code: as of
+    `Run.load`.
 
     Raises:
-        InputError: no run, no checkpoint, or the data changed since.
+        InputError: no run, no checkpoint, the data changed since, or a model by code that is not trusted.
     """
-    run = Run.load(path)
+    run = Run.load(path, trust_code)
     settings = run.config["training"].get("config")
     if isinstance(settings, dict) and settings.get("method") == CALIBRATED:
         raise InputError(f"{path} was calibrated, not trained; there is nothing to resume")

@@ -9,6 +9,7 @@ from edgeguard.models.load import (  # noqa: E402
     IMAGENET_STD,
     MODELS,
     FloatModel,
+    is_code,
     load_model,
 )
 from edgeguard.models.resnet import ResNet, resnet8, resnet20, resnet32, resnet44, resnet56  # noqa: E402
@@ -21,6 +22,7 @@ __all__ = [
     "FloatModel",
     "ResNet",
     "apply_weights",
+    "is_code",
     "load_model",
     "read_weights",
     "resnet8",

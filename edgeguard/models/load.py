@@ -94,13 +94,18 @@ def load_model(spec: str, num_classes: int | None = None, weights: Path | None =
     return FloatModel(module, spec, mean, std, classes, input_size)
 
 
+def is_code(spec: str) -> bool:
+    """Whether to make a model of this name is to import and run a module that is not of EdgeGuard or torchvision."""
+    return ":" in spec and not spec.startswith("torchvision/")
+
+
 def _constructor(spec: str) -> tuple[Constructor, int | None]:
     """What makes the model, and its input size where that is known beforehand."""
     if spec in MODELS:
         return lambda classes: MODELS[spec]() if classes is None else MODELS[spec](classes), None
     if spec.startswith("torchvision/"):
         return _torchvision(spec)
-    if ":" in spec:
+    if is_code(spec):
         return _factory(spec), None
     raise InputError(
         f"unknown model {spec!r:.80}; expected {', '.join(MODELS)}, torchvision/NAME or package.module:factory"
@@ -133,7 +138,7 @@ def _factory(spec: str) -> Constructor:
     sys.path.append(folder)
     try:
         factory = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as exc:
+    except Exception as exc:  # the user's own code, or a name that is none
         raise InputError(f"cannot import {name!r} from {module_name!r}: {exc}") from exc
     finally:
         sys.path.remove(folder)

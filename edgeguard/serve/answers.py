@@ -65,6 +65,8 @@ def _wants_bytes(document: Mapping[str, Any], model: Model) -> bool:
         if entry.get("name") != model.logits.name:
             raise InputError(f"the model's output is {model.logits.name!r}, got {entry.get('name')!r:.60}")
         own = entry.get("parameters")
+        if own is not None and not isinstance(own, dict):
+            raise InputError(f"the parameters of an output must be an object, got {type(own).__name__}")
         if isinstance(own, dict) and "classification" in own:
             raise InputError("the extension 'classification' is not supported; ask for the logits")
         if isinstance(own, dict) and "shared_memory_region" in own:

@@ -139,6 +139,9 @@ class App:
         call.route = route
         if call.scope["http_version"] not in ("1.0", "1.1"):
             raise Refusal(505, "this server speaks HTTP/1.1", connection="close")
+        if "transfer-encoding" in call.headers and "content-length" in call.headers:
+            raise Refusal(400, "a body has a length or comes in chunks, not both: another server may see another end of it",
+                          connection="close")  # fmt: skip
         if route not in PUBLIC:
             self._authorize(call)
         elif self._options.token is None:

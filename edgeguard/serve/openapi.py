@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import edgeguard
-from edgeguard.open_inference import HEADER
+from edgeguard.open_inference import DTYPES, HEADER
+from edgeguard.serve.answers import LONGEST_ID
 from edgeguard.serve.model import VERSION, Model
 from edgeguard.serve.options import ServeOptions
 
@@ -86,14 +88,20 @@ def _object(required: tuple[str, ...], **properties: Any) -> dict[str, Any]:
 
 def _schemas(model: Model) -> dict[str, Any]:
     text, flag = {"type": "string"}, {"type": "boolean"}
+    identity = {"type": "string", "maxLength": LONGEST_ID}
     sizes = {"type": "array", "items": {"type": "integer"}}
-    size = {"binary_data_size": {"type": "integer", "minimum": 0}}
     spec = _object(("name", "datatype", "shape"), name=text, datatype=text, shape=sizes)
 
-    def tensor(datatype: str, name: str) -> dict[str, Any]:
+    def tensor(shape: tuple[int, ...], datatype: str, name: str) -> dict[str, Any]:
+        batch = {"type": "integer", "minimum": 1, "maximum": model.max_batch}
+        exact = {"type": "array", "prefixItems": [batch, *({"const": size} for size in shape[1:])], "items": False,
+                 "minItems": len(shape)}  # fmt: skip
+        size = {"type": "integer", "minimum": 0, "maximum": model.max_batch * math.prod(shape[1:]) * DTYPES[datatype].itemsize}
         return _object(
-            ("name", "datatype", "shape"), name={"const": name}, datatype={"const": datatype}, shape=sizes,
-            data={"type": "array", "description": "row by row, flat or nested"}, parameters=_object((), **size),
+            ("name", "datatype", "shape"), name={"const": name}, datatype={"const": datatype}, shape=exact,
+            data={"type": "array", "description": "row by row, flat or nested", "items": {"type": ["integer", "array"]}}
+            if datatype == "UINT8" else {"type": "array", "items": {"type": "number"}},
+            parameters=_object((), binary_data_size=size),
         )  # fmt: skip
 
     return {
@@ -107,13 +115,14 @@ def _schemas(model: Model) -> dict[str, Any]:
             inputs={"type": "array", "items": spec}, outputs={"type": "array", "items": spec}, parameters={"type": "object"},
         ),
         "InferRequest": _object(
-            ("inputs",), id=text, inputs={"type": "array", "items": tensor("UINT8", model.pixels.name), "maxItems": 1},
+            ("inputs",), id=identity, inputs={"type": "array", "minItems": 1, "maxItems": 1, "items": tensor(
+                model.pixels.shape, "UINT8", model.pixels.name)},
             outputs={"type": "array", "maxItems": 1, "items": _object(
                 ("name",), name={"const": model.logits.name}, parameters=_object((), binary_data=flag))},
             parameters=_object((), binary_data_output=flag),
         ),
         "InferResponse": _object(
             ("model_name", "outputs"), model_name=text, model_version=text, id=text,
-            outputs={"type": "array", "items": tensor("FP32", model.logits.name)},
+            outputs={"type": "array", "items": tensor(model.logits.shape, "FP32", model.logits.name)},
         ),
     }  # fmt: skip

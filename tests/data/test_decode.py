@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import math
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -256,3 +259,47 @@ def test_all_draws_are_used_up_to_the_last_try() -> None:
     wide, tall = box[2] - box[0], box[3] - box[1]
     assert (wide, tall) == (100, 100)
     assert box[0] == math.floor(0.999 * 301)
+
+
+LARGE = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from edgeguard.data.folder import load_folder
+load_folder(Path(sys.argv[1]), "test", 32, threads=4).images(np.arange(4))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is counted in other units")
+def test_many_threads_decode_no_more_at_a_time_than_one_large_image_has(tmp_path: Path) -> None:
+    """Four images of 64 million pixels each, which would be more than a gigabyte at once."""
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "0.png").write_bytes(png(8192, 8192, 8, 0, bytes(8193 * 8192)))
+    for number in range(1, 4):
+        os.link(tmp_path / "cat" / "0.png", tmp_path / "cat" / f"{number}.png")
+    done = subprocess.run([sys.executable, "-c", LARGE, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 450, f"{done.stdout} MiB"
+
+
+def test_an_image_in_strips_is_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise(33, 50).convert("P").save(tmp_path / "a.png", transparency=3)
+    whole = read_whole(tmp_path / "a.png", (50, 33))
+    monkeypatch.setattr(decode, "STRIP", 33 * 7)
+    assert np.array_equal(read_whole(tmp_path / "a.png", (50, 33)), whole)
+
+
+def test_formats_whose_decoder_makes_copies_may_have_fewer_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "MAX_PIXELS", 100)
+    for name in ("a.png", "a.webp"):
+        noise(8, 8).save(tmp_path / name)
+    read_whole(tmp_path / "a.png", (8, 8))
+    with pytest.raises(InputError, match=r"a\.webp has 8x8 pixels; at most 50"):
+        read_whole(tmp_path / "a.webp", (8, 8))
+
+
+def test_large_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise(8, 8).save(tmp_path / "a.png")
+    monkeypatch.setattr(decode, "MAX_BYTES", 50)
+    with pytest.raises(InputError, match=r"a\.png has \d+ bytes; images of at most 50 are read"):
+        read_whole(tmp_path / "a.png", (8, 8))

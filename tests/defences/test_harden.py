@@ -204,13 +204,13 @@ def test_a_compiled_run_resumes_to_the_same_bytes(tmp_path, monkeypatch):
     assert whole.config["training"]["config"]["compiled"] is True
     with pytest.raises(KeyboardInterrupt):
         harden(compiled, tmp_path / "stopped", Silent(interrupt_at=15))
-    resume(tmp_path / "stopped", Silent())
+    resume(tmp_path / "stopped", Silent(), trust_code=True)
     assert (tmp_path / "stopped" / CHECKPOINT).read_bytes() == whole.checkpoint.read_bytes()
     tensors, others = load_file(whole.checkpoint), load_file(plain.checkpoint)
     assert any(not torch.equal(tensors[name], others[name]) for name in tensors)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingDependency, match=r"was begun compiled, and no C\+\+ compiler"):
-        resume(tmp_path / "stopped", Silent())
+        resume(tmp_path / "stopped", Silent(), trust_code=True)
 
 
 def test_what_was_decided_for_the_user_is_said_and_written(tmp_path, monkeypatch):

@@ -63,6 +63,10 @@ def hostile(name: str, valid: Path, mark: Path) -> Iterator[Hostile]:
         yield from _npz(valid, mark)
     elif name == "patch png":
         yield from _png(content)
+    elif name == "image":
+        yield from _image(mark)
+    elif name == "ONNX file":
+        yield from _onnx(content)
     elif name == "weights torch":
         yield from _torch(valid, mark)
     else:
@@ -161,23 +165,111 @@ def _npz(valid: Path, mark: Path) -> Iterator[Hostile]:
     yield Hostile("zip directory of a gigabyte", directory)
 
 
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _image(mark: Path) -> Iterator[Hostile]:
+    """Images of all formats that are read, damaged, and headers that announce what is not there."""
+    from PIL import Image
+
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8))
+    rng = np.random.default_rng(1)
+    for form in ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP", "GIF", "ICO", "PDF"):
+        buffer = io.BytesIO()
+        noise.save(buffer, form)
+        content = buffer.getvalue()
+        for length in (8, len(content) // 2, len(content) - 5):
+            yield Hostile(f"{form}, truncated", content[:length])
+        for _ in range(6):
+            changed = bytearray(content)
+            for place in rng.integers(0, min(len(content), 120), 2):
+                changed[place] = int(rng.integers(0, 256))
+            yield Hostile(f"{form}, bytes changed", bytes(changed))
+    start = b"\x89PNG\r\n\x1a\n"
+    for size in ((0, 7), (2**31 - 1, 2**31 - 1), (8192, 8193), (65_536, 1), (1, 2**32 - 1), (8192, 8192)):
+        header = _chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0))
+        yield Hostile("PNG of another size", start + header + _chunk(b"IDAT", zlib.compress(bytes(999))) + _chunk(b"IEND", b""))
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", 7, 5, 8, 2, 0, 0, 0))
+    for kind in (b"zTXt", b"iCCP"):
+        yield Hostile("text bomb", start + header + _chunk(kind, b"a\0\0" + zlib.compress(bytes(100 << 20))))
+    yield Hostile("PPM of another size", b"P6 100000000 100000000 255\n" + bytes(100))
+    yield Hostile("PPM of a long number", b"P6 " + b"9" * 100_000)
+    yield Hostile("PPM of text", b"P3 2 2 255\n" + b"1 " * 1_000_000)
+    yield Hostile("TIFF that refers to itself", b"II*\0\x08\0\0\0\0\0\x08\0\0\0")
+    tags = struct.pack("<HHII", 256, 4, 2**32 - 1, 8) * 500
+    yield Hostile("TIFF of giant tags", b"II*\0\x08\0\0\0" + struct.pack("<H", 500) + tags)
+    yield Hostile("WEBP of another size", b"RIFF" + struct.pack("<I", 30) + b"WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff" * 6 + bytes(8))
+    yield Hostile("PostScript", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n")
+    yield Hostile("SVG", b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>')
+    yield Hostile("pickle with code", pickle.dumps(Payload(mark)))
+
+
+def _onnx(content: bytes) -> Iterator[Hostile]:
+    """What makes a parser or a runtime take memory, time or other files; see tests/export/test_hostile_onnx.py for more."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    def changed(change: Any) -> bytes:
+        made = onnx.ModelProto.FromString(content)
+        change(made)
+        return bytes(made.SerializeToString())
+
+    def outside(place: str) -> Any:
+        def change(made: Any) -> None:
+            weight = made.graph.initializer[0]
+            weight.ClearField("raw_data")
+            weight.data_location = TensorProto.EXTERNAL
+            weight.external_data.add(key="location", value=place)
+
+        return change
+
+    def nested(made: Any) -> None:
+        inner = helper.make_graph([], "g", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+        for _ in range(30):
+            node = helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=helper.make_graph([], "e", [], []))
+            inner = helper.make_graph([node], "g", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+        made.graph.node.append(helper.make_node("If", ["c"], ["z"], then_branch=inner, else_branch=inner))
+
+    def many(made: Any) -> None:
+        for number in range(20_000):
+            made.graph.node.add(op_type="Relu", input=[f"y{number or ''}"], output=[f"y{number + 1}"])
+
+    def giant(made: Any) -> None:
+        made.graph.initializer.append(numpy_helper.from_array(np.array([10**10]), "size"))
+        made.graph.node.add(op_type="ConstantOfShape", input=["size"], output=["ones"])
+        made.graph.node.add(op_type="ReduceSum", input=["ones"], output=["sum"])
+
+    for place in ("../secret", "/etc/passwd", "/dev/zero", "C:/x", "", "link\0", "*/_ORT_MEM_ADDR_/*", "x" * 5000, "\x1b[2J"):
+        yield Hostile("external data elsewhere", changed(outside(place)))
+    for shape in ([50_000, 50_000], [2**62, 4], [-1, 3], [1] * 100, [0, 3], []):
+        yield Hostile("initializer of a lying shape", changed(
+            lambda made, shape=shape: made.graph.initializer[0].dims.__setitem__(slice(None), shape)))  # fmt: skip
+    yield Hostile("cyclic graph", changed(lambda made: made.graph.node[0].input.__setitem__(0, "y")))
+    for kind in ("Nothing", "\x1b[31mRed", "\u202e", "x" * 100_000, ""):
+        yield Hostile("unknown operation", changed(lambda made, kind=kind: setattr(made.graph.node[0], "op_type", kind)))
+    yield Hostile("nested subgraphs", changed(nested))
+    yield Hostile("protobuf of nothing but depth", b"\x3a\x7f" * 5000)
+    yield Hostile("20,000 operations", changed(many))
+    yield Hostile("ten gigabytes computed at load", changed(giant))
+    for version in (0, 999, -1, 2**62):
+        yield Hostile("opset of nobody", changed(lambda made, version=version: setattr(made.opset_import[0], "version", version)))
+
+
 def _png(content: bytes) -> Iterator[Hostile]:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     def header(width: int, height: int, depth: int = 8, colour: int = 2) -> bytes:
-        return chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+        return _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
 
-    start, rows, end = content[:8], content[33:], chunk(b"IEND", b"")
+    start, rows, end = content[:8], content[33:], _chunk(b"IEND", b"")
     for size in ((0, 0), (4097, 1), (2**31, 2**31), (4096, 4096), (13_000, 13_000), (1, 2**32 - 1)):
         yield Hostile("PNG of another size", start + header(*size) + rows)
     for depth, colour in ((16, 2), (3, 2), (8, 5), (0, 0), (1, 6), (8, 255)):
         yield Hostile("PNG of another kind", start + header(7, 5, depth, colour) + rows)
     yield Hostile("PNG with a second header", content[:33] + header(13_000, 13_000) + rows)
-    yield Hostile("PNG bomb", start + header(7, 5) + chunk(b"IDAT", zlib.compress(bytes(100 << 20))) + end)
-    yield Hostile("text bomb", content[:33] + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(100 << 20))) + rows)
-    yield Hostile("profile bomb", content[:33] + chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(100 << 20))) + rows)
-    yield Hostile("animation", content[:33] + chunk(b"acTL", bytes(8)) + rows)
+    yield Hostile("PNG bomb", start + header(7, 5) + _chunk(b"IDAT", zlib.compress(bytes(100 << 20))) + end)
+    yield Hostile("text bomb", content[:33] + _chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(100 << 20))) + rows)
+    yield Hostile("profile bomb", content[:33] + _chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(100 << 20))) + rows)
+    yield Hostile("animation", content[:33] + _chunk(b"acTL", bytes(8)) + rows)
     yield Hostile("length beyond the file", start + struct.pack(">I", 2**32 - 1) + b"IHDR")
 
 

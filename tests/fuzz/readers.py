@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import typer
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
@@ -20,18 +21,24 @@ from small_artifact import small_graph, write_artifact
 
 from edgeguard import open_inference, zoo
 from edgeguard.artifact import Artifact
+from edgeguard.cli.app import app
+from edgeguard.cli.judged_data import judged_data
+from edgeguard.data.folder import load_folder
 from edgeguard.data.npz import load_npz
-from edgeguard.errors import EdgeGuardError
+from edgeguard.errors import EdgeGuardError, InputError
 from edgeguard.graph_io import load_graph, save_graph
-from edgeguard.inspection import inspect_artifact
+from edgeguard.inspection import format_inspection, inspect_artifact
 from edgeguard.patch import Patch, square
 from edgeguard.patch_files import load_patch, save_png
 from edgeguard.pool_artifact import Pool, write_pool
 from edgeguard.report.read import read_report
 from edgeguard.targets.profiles import FOLDER, load_profile
+from edgeguard.verify.document import artifact_block, seen_sizes
 from edgeguard.verify.gate import Gate
+from edgeguard.verify.run import trained_widths
 
 PIXELS = np.arange(3 * 5 * 7, dtype=np.uint8).reshape(3, 5, 7)
+TORCH = ("torch", "safetensors")
 LONGEST = 1500
 """Characters of a sentence."""
 
@@ -40,19 +47,23 @@ LONGEST = 1500
 class Reader:
     """make: write a valid file into a folder, and whatever belongs to it; returns its path. read: what is tested.
 
-    form: "json", "toml", "npz", or "bytes" of another kind.
+    form: "json", "toml", "npz", or "bytes" of another kind. needs: modules beyond the base install.
+    slow: what follows and takes seconds, a process of its own; only `benchmarks/hostile_inputs.py` tries that.
     """
 
     form: str
     make: Callable[[Path], Path]
     read: Callable[[Path], object]
-    torch: bool = False
+    needs: tuple[str, ...] = ()
+    slow: Callable[[Path], object] | None = None
 
 
-def outcome(reader: Reader, path: Path) -> str:
+def outcome(reader: Reader, path: Path, slow: bool = False) -> str:
     """"accepted", or "refused" with one sentence. Every other exception is a failure, and passes through."""
     try:
         reader.read(path)
+        if slow and reader.slow is not None:
+            reader.slow(path)
     except EdgeGuardError as exc:
         sentence = str(exc)
         assert sentence.strip(), "an error without a sentence"
@@ -64,12 +75,19 @@ def outcome(reader: Reader, path: Path) -> str:
 
 def _manifest(folder: Path) -> Path:
     layer = {"name": "conv1", "op": "Conv", "macs": 10, "storage_bits": 4, "compute_bits": 8, "kernel": "QLinearConv"}
-    return write_artifact(folder / "artifact", small_graph(), "4", layers=[layer]).path / "manifest.json"
+    source = {"patch_sizes": [4], "data": {"spec": "digits"}, "seed": 0, "widths": ["8", "4"]}
+    more: dict[str, Any] = {"layers": [layer], "source": source, "profile": {"runtime": "reference"}}
+    return write_artifact(folder / "artifact", small_graph(), "4", **more).path / "manifest.json"
 
 
 def _read_artifact(path: Path) -> object:
-    Artifact.load(path.parent).graph()
-    return inspect_artifact(path.parent)
+    """All that `inspect` and `verify` take from a manifest."""
+    artifact = Artifact.load(path.parent)
+    artifact.graph()
+    taken = artifact_block(artifact), seen_sizes(artifact), trained_widths(artifact), judged_data(artifact, None, False)
+    text = format_inspection(inspect_artifact(path.parent))
+    assert all(line.isprintable() for line in text.splitlines()), "what a terminal obeys"
+    return taken
 
 
 def _graph(folder: Path) -> Path:
@@ -97,6 +115,57 @@ def _data(folder: Path) -> Path:
     names = np.array(["cat", "dog", "owl"])
     np.savez(folder / "data.npz", images=np.zeros((3, 4, 4, 3), np.uint8), labels=np.arange(3), class_names=names)
     return folder / "data.npz"
+
+
+def _images(folder: Path) -> Path:
+    """Two classes of one image each; the first may be of any format, whatever its name says."""
+    from PIL import Image
+
+    for name in ("cat", "dog"):
+        (folder / "set" / name).mkdir(parents=True)
+        Image.fromarray(PIXELS.transpose(1, 2, 0)).save(folder / "set" / name / "a.png")
+    return folder / "set" / "cat" / "a.png"
+
+
+def read_folder(folder: Path) -> object:
+    """Every way in which the images of a folder are read."""
+    resized, photographs = load_folder(folder, "test", 8), load_folder(folder, "train", 128)
+    every = np.arange(len(resized))
+    cropped = photographs.augmented(every, np.random.default_rng(0), flip=True)
+    return resized.images(every), cropped, load_folder(folder, "test").images(every)
+
+
+def _onnx(folder: Path) -> Path:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = numpy_helper.from_array(np.ones((4, 3), np.float32), "w")
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"], name="product")], "net", inputs, outputs, [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(folder / "m.onnx"))
+    return folder / "m.onnx"
+
+
+def _read_onnx(path: Path) -> object:
+    from edgeguard.export.onnx_read import read_model
+
+    return read_model(path)
+
+
+def _load_onnx(path: Path) -> object:
+    from edgeguard.export.isolated import inspect_onnx
+
+    return inspect_onnx(path)
+
+
+def _read_options(path: Path) -> object:
+    """The options of `harden`, as --config gives them, without running it."""
+    command = typer.main.get_command(app).commands["harden"]  # type: ignore[attr-defined]
+    try:
+        return command.make_context("harden", ["--config", str(path)])
+    except typer.BadParameter.__bases__[0] as exc:  # what a user of the command is told in a box
+        raise InputError(exc.format_message()) from exc
 
 
 def _written(name: str, text: Callable[[], str]) -> Callable[[Path], Path]:
@@ -198,16 +267,19 @@ READERS: dict[str, Reader] = {
     "report": Reader("json", _written("report.json", lambda: json.dumps(example_report())), read_report),
     "zoo card": Reader("json", _card, lambda path: zoo.ZooModel.load(path.parent).check()),
     "protocol message": Reader("json", _message, _read_message),
+    "options": Reader("toml", _written("options.toml", lambda: "max-steps = 3\nmethod = 'qat'\n"), _read_options),
     "gate": Reader("toml", _written("gate.toml", lambda: "max_asr = 0.3\nrequire_trust = true\n"), Gate.load),
     "profile": Reader("toml", _written("own.toml", _profile), lambda path: load_profile(str(path))),
     "integer graph": Reader("npz", _graph, load_graph),
     "patch npz": Reader("npz", _patch, load_patch),
     "data npz": Reader("npz", _data, load_npz),
     "patch png": Reader("bytes", _png, load_patch),
-    "run config": Reader("json", lambda folder: Path(_run(folder).path) / "config.json", _read_config, torch=True),
-    "checkpoint": Reader("bytes", _checkpoint, _read_checkpoint, torch=True),
-    "weights safetensors": Reader("bytes", _weights("w.safetensors"), _read_weights, torch=True),
-    "weights torch": Reader("bytes", _weights("w.pt"), _read_weights, torch=True),
+    "image": Reader("bytes", _images, lambda path: read_folder(path.parents[1]), needs=("PIL.Image",)),
+    "ONNX file": Reader("bytes", _onnx, _read_onnx, needs=("onnx",), slow=_load_onnx),
+    "run config": Reader("json", lambda folder: Path(_run(folder).path) / "config.json", _read_config, needs=TORCH),
+    "checkpoint": Reader("bytes", _checkpoint, _read_checkpoint, needs=TORCH),
+    "weights safetensors": Reader("bytes", _weights("w.safetensors"), _read_weights, needs=TORCH),
+    "weights torch": Reader("bytes", _weights("w.pt"), _read_weights, needs=TORCH),
 }
 
 

@@ -25,9 +25,8 @@ EDITS = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size
 
 def made(name: str, folder: Path) -> tuple[Reader, Path]:
     reader = READERS[name]
-    if reader.torch:
-        pytest.importorskip("torch")
-        pytest.importorskip("safetensors")
+    for module in reader.needs:
+        pytest.importorskip(module)
     return reader, reader.make(folder)
 
 

@@ -56,6 +56,8 @@ DOCUMENTS: dict[str, Any] = {
     "shape twice negative": tensor(shape=[-1, -3, 4, 4]),
     "shape huge": tensor(shape=[2**31 - 1, 2**31 - 1, 2**31 - 1, 2**31 - 1]),
     "shape beyond every integer": tensor(shape=[10**400, 3, 4, 4]),
+    "shape of zero and huge": tensor(shape=[0, 3, 2**31 - 1, 2**31 - 1], data=[]),
+    "bytes of a shape of zero and huge": tensor(shape=[0, 3, 2**31 - 1, 2**31 - 1], data=None, parameters={"binary_data_size": 0}),
     "shape of a thousand sizes": tensor(shape=[1] * 1000),
     "shape of zero images": tensor(shape=[0, 3, 4, 4], data=[]),
     "shape of too many images": json_request(toy_images(17)),
@@ -96,6 +98,7 @@ DOCUMENTS: dict[str, Any] = {
     "outputs in shared memory": {
         **json_request(ONE), "outputs": [{"name": "logits", "parameters": {"shared_memory_region": "x"}}],
     },
+    "parameters of an output a number": {**json_request(ONE), "outputs": [{"name": "logits", "parameters": 7}]},
     "binary output a number": {**json_request(ONE), "parameters": {"binary_data_output": 1}},
     "parameters of the request a list": {**json_request(ONE), "parameters": []},
 }  # fmt: skip
