@@ -11,11 +11,13 @@ import typer
 from edgeguard.artifact import Artifact
 from edgeguard.errors import InputError
 from edgeguard.secrets import read_token
-from edgeguard.targets.http_client import RemoteOptions
+from edgeguard.targets.asking import RemoteOptions
 from edgeguard.targets.remote import read_remote
 from edgeguard.verify import Remote
 
 TOKEN_VARIABLE = "EDGEGUARD_TOKEN"
+GRPC_LOG = "GRPC_VERBOSITY"
+"""gRPC writes lines of its own to stderr, about what its errors say as well, unless this variable tells it not to."""
 
 TwinOption = Annotated[Path | None, typer.Option(help="Of a remote engine: the artifact whose twin gives gradients.")]
 TokenOption = Annotated[Path | None, typer.Option(help="Of a remote engine: file with the secret that it asks for.")]
@@ -43,6 +45,7 @@ def remote_target(url: str, twin: Path | None, token_file: Path | None, **settin
         EngineError: as `read_remote`.
     """
     token = read_token(token_file) if token_file is not None else os.environ.get(TOKEN_VARIABLE) or None
+    os.environ.setdefault(GRPC_LOG, "NONE")
     options = RemoteOptions(token=token, **{key: value for key, value in settings.items() if value is not None})
     artifact = Artifact.load(twin) if twin is not None else None
     return Remote(read_remote(url, options), artifact, options)
@@ -52,4 +55,4 @@ def refuse_remote_options(**given: Any) -> None:
     """Raises InputError where an option for remote engines was given with a folder."""
     named = [name for name, value in given.items() if value is not None]
     if named:
-        raise InputError(f"--{named[0].replace('_', '-')} is for a remote engine, http://HOST:PORT/v2/models/NAME")
+        raise InputError(f"--{named[0].replace('_', '-')} is for a remote engine, http(s):// or grpc(s)://HOST:PORT/v2/models/NAME")

@@ -54,7 +54,7 @@ UNFINISHED = ".unfinished"
 
 def verify(
     artifact: Annotated[
-        str, typer.Argument(help="An artifact or a pool that `edgeguard export` wrote, or http(s)://HOST:PORT/v2/models/NAME.")
+        str, typer.Argument(help="An artifact or a pool that `edgeguard export` wrote, or http(s):// or grpc(s)://HOST:PORT/v2/models/NAME.")
     ],
     data: Annotated[str | None, typer.Option(help="Labelled images; by default what the model was trained on.")] = None,
     budget: Annotated[str, typer.Option(help="quick, standard or exhaustive.")] = "standard",

@@ -9,7 +9,7 @@ from edgeguard import files
 from edgeguard.artifact import MANIFEST, Artifact
 from edgeguard.errors import InputError
 from edgeguard.targets import Engine, open_engine
-from edgeguard.targets.http_client import RemoteOptions
+from edgeguard.targets.asking import RemoteOptions
 from edgeguard.targets.remote import RemoteEngine, RemoteModel
 from edgeguard.verify import document
 from edgeguard.verify.options import ATTACKS, GRADIENT_ATTACKS, QUERY_ATTACKS, VerifyOptions
