@@ -45,6 +45,7 @@ from edgeguard.report.summary import format_summary
 from edgeguard.verify import Gate, Remote, VerifyOptions, accesses_of, allowed_attacks, verify_pool, without_gradients
 from edgeguard.verify import budget as budget_options
 from edgeguard.verify import verify as verify_target
+from edgeguard.verify.bundle import Bundle
 from edgeguard.verify.catalog import entry
 from edgeguard.verify.deployed import check_target
 
@@ -83,12 +84,15 @@ def verify(
     patch: Annotated[
         list[Path] | None, typer.Option(help="Patch file (npz, or png with alpha) to replay; may be repeated.")
     ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Folder that `edgeguard attack` wrote: replay its patches on its images.")
+    ] = None,
     surrogate: Annotated[list[Path] | None, typer.Option(help="Artifact to craft on as well; may be repeated.")] = None,
     limit: Annotated[int | None, typer.Option(help="Images to judge at most; 0: all.")] = None,
     per_image_limit: Annotated[
         int | None, typer.Option(help="How many of them get patches of their own at most.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of everything random. [default: 0, or the bundle's]")] = None,
     batch_size: Annotated[int, typer.Option(help="The batch the engine is deployed with.")] = 50,
     runtime: Annotated[str | None, typer.Option(help="ort, reference or twin; the artifact's own by default.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of the runtime; 0: its choice.")] = 0,
@@ -124,19 +128,26 @@ def verify(
     for name in chosen["attacks"]:
         entry(name)
     replay = tuple(patch or ())
-    accesses = _names(access) or (("replay",) if replay and attack is None else accesses_of(chosen["attacks"]))
+    if bundle is not None:
+        carried = Bundle.load(bundle)
+        chosen["target"], seed = (
+            given if given is not None else carried.document[key] for key, given in (("target", target), ("seed", seed))
+        )
+        chosen["limit"] = limit
+    replays = bool(replay or bundle)
+    accesses = _names(access) or (("replay",) if replays and attack is None else accesses_of(chosen["attacks"]))
     remote = {"timeout": timeout, "patience": patience, "in_flight": in_flight, "rate": rate, "pixel_max": pixel_max}
     skipped: list[dict[str, str]] = []
     if not is_url(artifact):
         refuse_remote_options(twin=twin, token_file=token_file, tls_ca=tls_ca, **remote)
-    elif twin is None and attack is None and access is None and not replay:
+    elif twin is None and attack is None and access is None and not replays:
         chosen["attacks"], skipped = without_gradients(chosen["attacks"])
         accesses = accesses_of(chosen["attacks"])
     if attack is None:  # of the budget's attacks, those that the given accesses allow
         chosen["attacks"] = allowed_attacks(chosen["attacks"], accesses) or chosen["attacks"]
     options = VerifyOptions(
         **chosen, accesses=accesses, patch_sizes=integers(patch_size, "--patch-size"), decision_only=decision_only,
-        seed=seed, batch_size=batch_size, replay=replay, surrogates=tuple(surrogate or ()), runtime=runtime,
+        seed=seed or 0, batch_size=batch_size, replay=replay, bundle=bundle, surrogates=tuple(surrogate or ()), runtime=runtime,
         threads=threads,
     )  # fmt: skip
     rules = Gate.load(gate) if gate is not None else None
