@@ -12,7 +12,20 @@ from edgeguard import files
 from edgeguard.artifact import Artifact
 from edgeguard.attacks.api import Found
 from edgeguard.cli.console import ConfigOption, JsonOption, OutOption, emit, integers, log, output_folder, progress_bars
-from edgeguard.cli.judged_data import judged_data
+from edgeguard.cli.judged_data import data_of
+from edgeguard.cli.remote import (
+    AuthorityOption,
+    InFlightOption,
+    PatienceOption,
+    PixelMaxOption,
+    RateOption,
+    TargetArgument,
+    TimeoutOption,
+    TokenOption,
+    TwinOption,
+    name_of,
+    opened,
+)
 from edgeguard.cli.verify import Stages
 from edgeguard.errors import require
 from edgeguard.patch_files import save_pdf, save_png
@@ -20,6 +33,7 @@ from edgeguard.verify import VerifyOptions, accesses_of
 from edgeguard.verify.bundle import write_bundle
 from edgeguard.verify.catalog import entry
 from edgeguard.verify.craft import craft
+from edgeguard.verify.deployed import check_target
 from edgeguard.verify.prepare import split_images
 
 PNG_SIDE = 512
@@ -27,7 +41,7 @@ PNG_SIDE = 512
 
 
 def attack(
-    artifact: Annotated[Path, typer.Argument(help="The folder that `edgeguard export` wrote.")],
+    artifact: TargetArgument,
     data: Annotated[str | None, typer.Option(help="Labelled images; by default what the model was trained on.")] = None,
     method: Annotated[
         str,
@@ -56,6 +70,14 @@ def attack(
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     runtime: Annotated[str | None, typer.Option(help="ort, reference or twin; the artifact's own by default.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of the runtime; 0: its choice.")] = 0,
+    twin: TwinOption = None,
+    token_file: TokenOption = None,
+    tls_ca: AuthorityOption = None,
+    timeout: TimeoutOption = None,
+    patience: PatienceOption = None,
+    in_flight: InFlightOption = None,
+    rate: RateOption = None,
+    pixel_max: PixelMaxOption = None,
     out: OutOption = None,
     as_json: JsonOption = False,
     config: ConfigOption = None,
@@ -65,6 +87,7 @@ def attack(
     The images that it is to be judged on are in it, by number; none of them is crafted on, but by attacks per image.
     A patch for all images is written as a PNG as well, and as a PDF to print at real size.
     """
+    remote = {"timeout": timeout, "patience": patience, "in_flight": in_flight, "rate": rate, "pixel_max": pixel_max}
     methods = tuple(method.split(","))
     strongest = tuple(dict.fromkeys(accesses_of((name,))[-1] for name in methods if entry(name)))
     options = VerifyOptions(
@@ -76,11 +99,12 @@ def attack(
     transforms = {"rotation_degrees": rotation, "scale": scale, "brightness": brightness, "noise": noise}
     if options.universal:
         require("matplotlib", "report")
-    source = Artifact.load(artifact)
-    folder = files.new_folder(output_folder(out, f"{source.path.resolve().name}-attack"))
+    source = opened(artifact, Artifact.load, twin, token_file, tls_ca, **remote)
+    check_target(source, options)
+    folder = files.new_folder(output_folder(out, f"{name_of(source)}-attack"))
     if options.differentiates:
         require("torch", "train")
-    split = split_images(*judged_data(source, data, options.universal), options)
+    split = split_images(*data_of(source, data, options.universal), options)
     with progress_bars() as progress:
         made = craft(source, split, options, transforms, optimizer, Stages(progress))
     names = ["patch"] if len(made) == 1 else [f"patch-{number}" for number in range(1, len(made) + 1)]

@@ -11,7 +11,6 @@ import typer
 from rich.progress import Progress, TaskID
 
 from edgeguard import files
-from edgeguard.artifact import Artifact
 from edgeguard.cli.console import (
     ConfigOption,
     JsonOption,
@@ -23,7 +22,7 @@ from edgeguard.cli.console import (
     progress_bars,
     write_report,
 )
-from edgeguard.cli.judged_data import judged_data
+from edgeguard.cli.judged_data import data_of
 from edgeguard.cli.remote import (
     AuthorityOption,
     InFlightOption,
@@ -34,10 +33,9 @@ from edgeguard.cli.remote import (
     TokenOption,
     TwinOption,
     is_url,
-    refuse_remote_options,
-    remote_target,
+    name_of,
+    opened,
 )
-from edgeguard.data import Dataset
 from edgeguard.errors import EngineError, require
 from edgeguard.pool_artifact import Pool, load_model
 from edgeguard.report.read import read_report
@@ -138,9 +136,7 @@ def verify(
     accesses = _names(access) or (("replay",) if replays and attack is None else accesses_of(chosen["attacks"]))
     remote = {"timeout": timeout, "patience": patience, "in_flight": in_flight, "rate": rate, "pixel_max": pixel_max}
     skipped: list[dict[str, str]] = []
-    if not is_url(artifact):
-        refuse_remote_options(twin=twin, token_file=token_file, tls_ca=tls_ca, **remote)
-    elif twin is None and attack is None and access is None and not replays:
+    if is_url(artifact) and twin is None and attack is None and access is None and not replays:
         chosen["attacks"], skipped = without_gradients(chosen["attacks"])
         accesses = accesses_of(chosen["attacks"])
     if attack is None:  # of the budget's attacks, those that the given accesses allow
@@ -152,18 +148,13 @@ def verify(
     )  # fmt: skip
     rules = Gate.load(gate) if gate is not None else None
     earlier = read_report(baseline) if baseline is not None else None
-    source: Artifact | Pool | Remote
-    if is_url(artifact):
-        source = remote_target(artifact, twin, token_file, authority=tls_ca, **remote)
+    source = opened(artifact, load_model, twin, token_file, tls_ca, **remote)
+    if isinstance(source, Remote):
         check_target(source, options)
-        name = source.model.address.model
-    else:
-        source = load_model(artifact)
-        name = source.path.resolve().name
-    folder = files.new_folder(output_folder(out, f"{name}-verify"))
+    folder = files.new_folder(output_folder(out, f"{name_of(source)}-verify"))
     if options.differentiates:
         require("torch", "train")
-    judged, crafted = _data_of(source, data, options)
+    judged, crafted = data_of(source, data, options.universal)
     unfinished = folder.with_name(folder.name + UNFINISHED)
     if unfinished.is_dir():
         log(f"going on with what is finished in {unfinished}")
@@ -186,15 +177,6 @@ def verify(
         broken = [rule for rule in report["gate"]["rules"] if not rule["passed"]]
         log(f"gate failed: {'; '.join(str(rule['rule']) + ': ' + str(rule['detail']) for rule in broken)}")
         raise typer.Exit(GATE_FAILED)
-
-
-def _data_of(source: Artifact | Pool | Remote, spec: str | None, options: VerifyOptions) -> tuple[Dataset, Dataset | None]:
-    """Images to judge and to craft on."""
-    if isinstance(source, Pool):
-        return judged_data(source.artifacts[0], spec, options.universal)
-    if isinstance(source, Remote):
-        return judged_data(source.twin, spec, options.universal, source.model.input_shape)
-    return judged_data(source, spec, options.universal)
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

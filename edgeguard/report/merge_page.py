@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgeguard.report.figures import ACCESS_NAMES, ATTACK_NAMES, interval, percent
+from edgeguard.report.figures import ACCESS_NAMES, ATTACK_NAMES, attack_name, interval, percent
 from edgeguard.report.html import page, section
 from edgeguard.report.markup import card, counted, facts, note, printable, small, table, text
 
@@ -61,7 +61,8 @@ def format_merged(document: Mapping[str, Any]) -> str:
     lines += ["", *("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip() for row in rows), ""]
     equal = sum(group["equal"] for group in document["side_by_side"])
     if document["side_by_side"]:
-        lines.append(f"The same patches on several engines: {len(document['side_by_side'])} measures, {equal} with the same count.")
+        count = len(document["side_by_side"])
+        lines.append(f"The same patches on several engines: {count} measure{'s' * (count != 1)}, {equal} with the same count.")
     lines.append(_highest(cells[document["highest"]]))
     lines += [words["words"] for words in document["definitions"].get("asr", [])]
     return "\n".join(printable(line) for line in lines) + "\n"
@@ -69,13 +70,7 @@ def format_merged(document: Mapping[str, Any]) -> str:
 
 def _highest(cell: Mapping[str, Any]) -> str:
     rate = f"{percent(cell['asr'])} ({interval(cell['ci95'])}, n = {cell['n']})"
-    return f"Highest ASR: {rate}, {_attack(cell)}, in report {cell['source']}."
-
-
-def _attack(cell: Mapping[str, Any]) -> str:
-    name, side = ATTACK_NAMES.get(cell["attack"], cell["attack"]), cell["patch_size"]
-    own = ", a patch for each image" if cell["scope"] == "per-image" else ""
-    return f"{name}{own}, {side}x{side}, {cell['placement']} placement, {cell['access']} access"
+    return f"Highest ASR: {rate}, {attack_name({**cell, 'name': cell['attack']})}, in report {cell['source']}."
 
 
 def _crafted(cell: Mapping[str, Any]) -> str:

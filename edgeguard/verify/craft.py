@@ -51,7 +51,7 @@ def craft(
     own = width_of(target)
     changes = {key: value for key, value in transforms.items() if value}
     chosen = _chosen(plans(options, list(twins) or [own]))
-    with open_target(target, options, shape) as engine:
+    with open_target(target, shape, options.runtime, options.threads) as engine:
         check_images_fit(shape, engine.num_classes, split.judged_of, split.crafted_of, options)
         shown = split.judged if any(plan.per_image for plan in chosen) else split.judged[: options.batch_size]
         images, labels = split.judged_of.images(shown), split.judged_of.labels[shown]

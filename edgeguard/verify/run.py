@@ -104,7 +104,7 @@ def verify(
     own, seen = width_of(target), None if artifact is None else document.seen_sizes(artifact)
     store = Store(stages, [document.options_block(options), [*fingerprint(target), *map(_sha256, surrogates)],
                            data_block(split, options), None if bundle is None else bundle.sha256])  # fmt: skip
-    with open_target(target, options, shape) as engine:
+    with open_target(target, shape, options.runtime, options.threads) as engine:
         check_images_fit(shape, engine.num_classes, dataset, craft_data, options)
         twin = twins.get(own)
         subject, simulation, rates = _subjects(engine, twin, split, options)

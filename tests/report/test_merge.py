@@ -65,7 +65,7 @@ def test_the_page_and_the_text() -> None:
     assert "incomplete: it died" in words
     assert "not tried: gap; no twin" in words
     assert "Highest ASR: 60.0 % (55.0 to 65.0 %, n = 90)" in words
-    assert "1 measures, 0 with the same count" in words
+    assert "1 measure, 0 with the same count" in words
 
 
 def changed(where: tuple[Any, ...], value: Any) -> dict[str, Any]:

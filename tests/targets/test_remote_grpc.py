@@ -216,7 +216,7 @@ def test_a_server_that_speaks_something_else() -> None:
 
 @contextmanager
 def process(port: int) -> Iterator[subprocess.Popen[bytes]]:
-    script = Path(__file__).with_name("grpc_server.py")
+    script = Path(__file__).parents[1] / "grpc_server.py"
     one = subprocess.Popen([sys.executable, str(script), str(port)])
     try:
         yield one

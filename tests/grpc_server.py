@@ -11,17 +11,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
-from tritonclient.grpc import service_pb2, service_pb2_grpc
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from serving import TOY_CLASSES, TOY_SHAPE, toy_logits
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 Response, Output = service_pb2.ModelInferResponse, service_pb2.ModelInferResponse.InferOutputTensor
 INPUT = {"name": "image", "datatype": "UINT8", "shape": [-1, *TOY_SHAPE]}
