@@ -35,7 +35,7 @@ from edgeguard.artifact import Artifact
 from edgeguard.errors import EdgeGuardError, EngineError, InputError
 from edgeguard.open_inference import HEADER, Bounds, read_message, read_tensors, write_message
 from edgeguard.targets import cpu_flags, open_engine
-from edgeguard.targets.http_client import RemoteOptions
+from edgeguard.targets.asking import RemoteOptions
 from edgeguard.targets.remote import RemoteEngine, read_remote
 from edgeguard.targets.timing import interleave
 

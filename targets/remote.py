@@ -1,7 +1,7 @@
-"""An engine somewhere else, behind the Open Inference Protocol over HTTP: `edgeguard serve`, Triton, MLServer and others.
+"""An engine somewhere else, behind the Open Inference Protocol: `edgeguard serve`, Triton, MLServer and others.
 
 What a server says is not trusted: metadata and answers are bounded before they are read and checked before they are used, and
-whatever is wrong with them is an `EngineError` of one sentence. Standard library and NumPy only.
+whatever is wrong with them is an `EngineError` of one sentence. Over HTTP standard library and NumPy only; gRPC is an extra.
 
 What is asked of a server: a model with one input of three colours, (N, 3, H, W), as UINT8 or FP32, and one output (N, classes)
 of FP32. FP32 gets grey levels from 0 to `RemoteOptions.pixel_max`. Images as (N, H, W, 3), normalized pixels, several
@@ -20,22 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeguard.errors import EngineError, InputError
-from edgeguard.open_inference import (
-    BINARY_EXTENSION,
-    HEADER,
-    Bounds,
-    Spec,
-    read_message,
-    read_object,
-    read_specs,
-    read_tensors,
-    write_message,
-)
+from edgeguard.open_inference import BINARY_EXTENSION, Bounds, Spec, Tensor, read_specs
 from edgeguard.targets import BaseEngine, Images, Logits, check_images
-from edgeguard.targets.http_client import Address, Client, RemoteOptions, Reply, printable
+from edgeguard.targets.asking import Address, Client, Question, RemoteOptions, printable
+from edgeguard.targets.http_client import HttpClient
 
-METADATA = Bounds(values=100_000, lists=100_000, body=4 << 20)
-"""Of a server's own description, and of the sentence that an error comes with."""
 MOST_CLASSES = 1 << 20
 DIGITS = 32
 """Bytes of a number in JSON."""
@@ -65,6 +54,11 @@ class RemoteModel:
         return None if min(height, width) < 1 else (channels, height, width)
 
     @property
+    def transport(self) -> str:
+        """How tensors travel."""
+        return "gRPC" if self.address.grpc else "binary tensors" if self.binary else "JSON"
+
+    @property
     def max_batch(self) -> int | None:
         """Images of one request that the server says it takes."""
         value = self.claims.get("max_batch_size")
@@ -81,23 +75,23 @@ class RemoteModel:
 def read_remote(url: str, options: RemoteOptions | None = None) -> RemoteModel:
     """Ask a server for its description of a model.
 
-    url: `http://HOST:PORT/v2/models/NAME`, or https; a prefix before /v2 and `/versions/VERSION` behind the name may be there.
+    url: `http://HOST:PORT/v2/models/NAME`, or https, grpc, grpcs; `/versions/VERSION` behind the name may be there, and over
+    HTTP a prefix before /v2.
 
     Raises:
-        InputError: another URL.
+        InputError: another URL. MissingDependency: gRPC is not installed.
         EngineError: the server cannot be reached or does not speak the protocol, or the model is not of images to logits.
     """
     options = options or RemoteOptions()
     address = Address.parse(url)
-    with Client(address, options) as client:
-        server = _described(client, address.server_path, address)
-        found = _described(client, address.model_path, address)
-    try:
-        inputs, outputs = read_specs(found, "inputs"), read_specs(found, "outputs")
-    except InputError as exc:
-        raise EngineError(f"{address.url}: {printable(exc)}") from exc
+    with open_client(address, options) as client:
+        try:
+            server, found = client.server(), client.model()
+            inputs, outputs = read_specs(found, "inputs"), read_specs(found, "outputs")
+        except InputError as exc:
+            raise EngineError(f"{address.url}: {printable(exc)}") from exc
     extensions = server.get("extensions")
-    binary = isinstance(extensions, list) and BINARY_EXTENSION in extensions
+    binary = address.grpc or (isinstance(extensions, list) and BINARY_EXTENSION in extensions)
     named = " ".join(str(server[key])[:60] for key in ("name", "version") if isinstance(server.get(key), str))
     claims = found.get("parameters") if server.get("name") == "edgeguard" else None
     plain = {printable(key): printable(value) if isinstance(value, str) else value
@@ -108,14 +102,17 @@ def read_remote(url: str, options: RemoteOptions | None = None) -> RemoteModel:
                         printable(platform if isinstance(platform, str) else "unknown"), plain)  # fmt: skip
 
 
-def _described(client: Client, path: str, address: Address) -> dict[str, Any]:
-    reply = client.exchange("GET", path, METADATA.body)
-    if reply.status != 200:
-        raise EngineError(f"{address.url}: GET {path} was answered {reply.status}{reply.sentence()}")
-    try:
-        return read_object(reply.body, METADATA)
-    except InputError as exc:
-        raise EngineError(f"{address.url}: GET {path}: {printable(exc)}") from exc
+def open_client(address: Address, options: RemoteOptions) -> Client:
+    """What asks over the address's protocol.
+
+    Raises:
+        InputError: certificates that cannot be read. MissingDependency: gRPC is not installed.
+    """
+    if not address.grpc:
+        return HttpClient(address, options)
+    from edgeguard.targets.grpc_client import GrpcClient
+
+    return GrpcClient(address, options)
 
 
 def _checked(inputs: list[Spec], outputs: list[Spec], address: Address) -> tuple[Spec, Spec]:
@@ -162,7 +159,7 @@ class RemoteEngine(BaseEngine):
             raise InputError(f"{model.address.url} takes images of {shape}, and those at hand are of {input_shape}")
         super().__init__(shape, max(model.logits.shape[1], 0))
         self.model, self.options = model, options or RemoteOptions()
-        self._client = Client(model.address, self.options)
+        self._client = open_client(model.address, self.options)
         self._pool = ThreadPoolExecutor(self.options.in_flight, "remote")
         if self.num_classes == 0:
             try:
@@ -209,28 +206,17 @@ class RemoteEngine(BaseEngine):
         values: NDArray[Any] = np.ascontiguousarray(images)
         if model.pixels.datatype == "FP32":
             values = values.astype(np.float32) * np.float32(self.options.pixel_max / 255)
-        wanted = {"outputs": [{"name": model.logits.name, "parameters": {"binary_data": True}}]}
-        head: dict[str, Any] = wanted if model.binary else {}
-        body, length = write_message(head, "inputs", {model.pixels.name: values}, model.binary)
         classes = self.num_classes or MOST_CLASSES
         bounds = Bounds.of((len(images), classes), DIGITS * len(images) * classes + (64 << 10))
-        headers = {"Content-Type": "application/json"} if length is None else {
-            "Content-Type": "application/octet-stream", HEADER: str(length)}  # fmt: skip
-        path = f"{model.address.model_path}/infer"
-        reply = self._client.exchange("POST", path, bounds.body, body, headers, cost=len(images))
-        if reply.status != 200:
-            what = f"a request of {len(images)} images was answered {reply.status}"
-            raise EngineError(f"{model.address.url}: {what}{reply.sentence()}")
-        return self._read(reply, len(images), bounds)
+        try:
+            tensors = self._client.infer(Question(model.pixels.name, values, model.logits.name, model.binary, bounds))
+        except InputError as exc:
+            raise EngineError(f"{model.address.url} gave an answer that cannot be used: {printable(exc)}") from exc
+        return self._checked(tensors, len(images))
 
-    def _read(self, reply: Reply, count: int, bounds: Bounds) -> Logits:
+    def _checked(self, tensors: list[Tensor], count: int) -> Logits:
         """The logits of an answer."""
         where = self.model.address.url
-        try:
-            document, blob = read_message(reply.body, reply.headers.get(HEADER.lower()), bounds)
-            tensors = read_tensors(document, "outputs", blob, bounds)
-        except InputError as exc:
-            raise EngineError(f"{where} gave an answer that cannot be used: {printable(exc)}") from exc
         if len(tensors) != 1 or tensors[0].name != self.model.logits.name:
             names = ", ".join(tensor.name for tensor in tensors[:4])
             raise EngineError(f"{where} answered with {printable(names)}, expected {printable(self.model.logits.name)} alone")
@@ -246,7 +232,7 @@ class RemoteEngine(BaseEngine):
         model = self.model
         return {
             "runtime": self.name, "url": model.address.url, "server": model.server, "platform": model.platform,
-            "transport": "binary tensors" if model.binary else "JSON", "tls": model.address.tls, "threads": None,
+            "transport": model.transport, "tls": model.address.tls, "threads": None,
             "provider": "the server's own", "version": model.server, "claims": dict(model.claims),
         }  # fmt: skip
 

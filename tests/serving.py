@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 STARTUP = 60.0
@@ -34,6 +36,20 @@ def toy_logits(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """What the toy engine answers: any two images that differ give other logits, nearly always."""
     weights = np.random.default_rng(123).integers(-9, 10, (images[0].size, TOY_CLASSES)).astype(np.float32)
     return images.reshape(len(images), -1).astype(np.float32) @ weights / np.float32(64)
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1, signed by itself, and its key; skips without openssl."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"],
+        cwd=folder, check=True, capture_output=True,
+    )  # fmt: skip
+    return folder / "cert.pem", folder / "key.pem"
 
 
 @dataclass

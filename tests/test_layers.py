@@ -54,7 +54,7 @@ EXTERNAL: dict[str, set[str]] = {
     "attacks": {"numpy", "torch"},
     "defences": {"numpy", "torch", "torchvision", "brevitas"},
     "export": {"numpy", "torch", "brevitas", "onnx", "onnxruntime", "tensorrt"},
-    "targets": {"numpy", "onnx", "onnxruntime", "tensorrt", "cuda", "openvino", "torch", "tomli"},
+    "targets": {"numpy", "onnx", "onnxruntime", "tensorrt", "cuda", "openvino", "torch", "tomli", "grpc", "google"},
     "report": {"numpy", "matplotlib"},
     "serve": {"numpy", "uvicorn"},
     "patch_files": {"numpy", "PIL", "matplotlib"},

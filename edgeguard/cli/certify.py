@@ -20,12 +20,25 @@ from edgeguard.artifact import Artifact
 from edgeguard.certify import SCHEMA, Defended, MaskSet, certificate, contradictions, format_certificate
 from edgeguard.certify.document import share
 from edgeguard.cli.console import ConfigOption, JsonOption, OutOption, emit, integers, log, output_folder, progress_bars
-from edgeguard.cli.judged_data import judged_data
-from edgeguard.data import Dataset, check_labels
+from edgeguard.cli.judged_data import data_of
+from edgeguard.cli.remote import (
+    AuthorityOption,
+    InFlightOption,
+    PatienceOption,
+    PixelMaxOption,
+    RateOption,
+    TargetArgument,
+    TimeoutOption,
+    TokenOption,
+    TwinOption,
+    name_of,
+    opened,
+)
+from edgeguard.data import check_labels
 from edgeguard.errors import InputError
 from edgeguard.patch import Patch, apply_patch, check_fits, grid_positions, random_positions, square
-from edgeguard.targets import Engine, open_engine
-from edgeguard.verify.document import artifact_block
+from edgeguard.targets import Engine
+from edgeguard.verify.deployed import check_runtime, open_target, shape_of, target_block
 from edgeguard.verify.harness import Subject, judge_worst
 
 CONTRADICTED = 1
@@ -45,7 +58,7 @@ class AttackCheck:
 
 
 def certify(
-    artifact: Annotated[Path, typer.Argument(help="The folder that `edgeguard export` wrote.")],
+    artifact: TargetArgument,
     patch_size: Annotated[
         str, typer.Option(help="Largest patch to certify against, in pixels: 5, or 5x8 (rows x columns).")
     ] = "5",
@@ -66,6 +79,14 @@ def certify(
         str | None, typer.Option(help="ort, openvino, trt, reference or twin; its own by default.")
     ] = None,
     threads: Annotated[int, typer.Option(help="Threads of the runtime; 0: its choice.")] = 0,
+    twin: TwinOption = None,
+    token_file: TokenOption = None,
+    tls_ca: AuthorityOption = None,
+    timeout: TimeoutOption = None,
+    patience: PatienceOption = None,
+    in_flight: InFlightOption = None,
+    rate: RateOption = None,
+    pixel_max: PixelMaxOption = None,
     out: OutOption = None,
     as_json: JsonOption = False,
     config: ConfigOption = None,
@@ -73,9 +94,15 @@ def certify(
     """Prove for how many images no patch of a size, anywhere, changes the answer of the engine behind masks."""
     if min(limit, attack_places, seed) < 0 or batch_size < 1:
         raise InputError("--limit, --attack-places and --seed must be 0 or more, and --batch-size at least 1")
-    source = Artifact.load(artifact)
-    folder = files.new_folder(output_folder(out, f"{source.path.resolve().name}-certify"))
-    _, height, width = source.manifest["input_shape"]
+    remote = {"timeout": timeout, "patience": patience, "in_flight": in_flight, "rate": rate, "pixel_max": pixel_max}
+    source = opened(artifact, Artifact.load, twin, token_file, tls_ca, **remote)
+    check_runtime(source, runtime, threads)
+    folder = files.new_folder(output_folder(out, f"{name_of(source)}-certify"))
+    dataset, _ = data_of(source, data, False)
+    shape = shape_of(source, dataset.image_shape)
+    if dataset.image_shape != shape:
+        raise InputError(f"{dataset.name} has images of shape {dataset.image_shape}, but the artifact takes {shape}")
+    _, height, width = shape
     mask_set = MaskSet.of((height, width), _sides(patch_size), masks, _colour(fill))
     patches = {path.name: Patch.load(path) for path in patch or ()}
     if len(patches) != len(patch or ()):
@@ -83,13 +110,13 @@ def certify(
     for one in patches.values():
         check_fits(one.size if not attack_check else _certified_size(one, mask_set), (height, width))
     check = AttackCheck({**patches, "noise": None}, attack_places, seed) if attack_check else None
-    dataset = _dataset(source, data)
     order = np.random.default_rng(seed).permutation(len(dataset)).astype(np.int64)[: limit or None]
-    with progress_bars() as progress, open_engine(source, runtime, threads) as engine:
+    with progress_bars() as progress, open_target(source, shape, runtime, threads) as engine:
+        check_labels(dataset, engine.num_classes)
         subject = Subject.of(engine, dataset.images(order), dataset.labels[order], batch_size=batch_size)
         measured = _measure(subject, mask_set, patches, check, progress)
         document = {
-            "schema": SCHEMA, "edgeguard": edgeguard.__version__, "artifact": artifact_block(source),
+            "schema": SCHEMA, "edgeguard": edgeguard.__version__, "artifact": target_block(source),
             "data": {"name": dataset.name, "sha256": dataset.sha256, "images": len(order), "seed": seed},
             **measured, "options": _options(patch_size, masks, fill, limit, seed, batch_size, attack_places, threads, patches),
             "environment": _environment(engine),
@@ -160,16 +187,6 @@ def _placements(
         yield from (random_positions(count, image, size, rng) for _ in range(places))
     else:
         yield from (np.tile(place, (count, 1)) for place in grid_positions(image, size, 1))
-
-
-def _dataset(artifact: Artifact, spec: str | None) -> Dataset:
-    """The images to judge; raises InputError where they do not fit the artifact."""
-    dataset, _ = judged_data(artifact, spec, False)
-    shape = tuple(artifact.manifest["input_shape"])
-    if dataset.image_shape != shape:
-        raise InputError(f"{dataset.name} has images of shape {dataset.image_shape}, but the artifact takes {shape}")
-    check_labels(dataset, int(artifact.manifest["num_classes"]))
-    return dataset
 
 
 def _certified_size(patch: Patch, masks: MaskSet) -> tuple[int, int]:

@@ -1,10 +1,21 @@
-"""Which labelled images a command judges an artifact on: what `verify` and `certify` share."""
+"""Which labelled images a command judges an artifact on: what `verify`, `attack` and `certify` share."""
 
 from __future__ import annotations
 
 from edgeguard.artifact import Artifact
 from edgeguard.data import Dataset, has_splits, load_dataset, load_splits
 from edgeguard.errors import InputError
+from edgeguard.pool_artifact import Pool
+from edgeguard.verify import Remote
+
+
+def data_of(source: Artifact | Pool | Remote, spec: str | None, crafts: bool) -> tuple[Dataset, Dataset | None]:
+    """As `judged_data`, for whatever is judged."""
+    if isinstance(source, Pool):
+        return judged_data(source.artifacts[0], spec, crafts)
+    if isinstance(source, Remote):
+        return judged_data(source.twin, spec, crafts, source.model.input_shape)
+    return judged_data(source, spec, crafts)
 
 
 def judged_data(

@@ -16,30 +16,39 @@ from edgeguard.report.compare_page import format_comparison, render_comparison
 from edgeguard.report.figures import Report
 from edgeguard.report.html import render_html
 from edgeguard.report.junit import junit as render_junit
+from edgeguard.report.merge import merge
+from edgeguard.report.merge_page import format_merged, render_merged
 from edgeguard.report.read import read_report
 from edgeguard.report.sarif import sarif as render_sarif
 from edgeguard.report.summary import format_summary
 
 COMPARISON_HTML, JUNIT_XML, SARIF_JSON = "comparison.html", "junit.xml", "report.sarif"
+MERGED_HTML, MERGED_JSON = "merged.html", "merged.json"
 
 
 def report(
     reports: Annotated[
         list[Path], typer.Argument(help="A report.json, or the folder `verify` wrote; several are compared.")
     ],
+    merged: Annotated[
+        bool, typer.Option("--merge", help="Make one report of several on one artifact, its images and patches.")
+    ] = False,
     out: OutOption = None,
     html: Annotated[Path | None, typer.Option(help="Write only this: the page.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write only this: JUnit XML for a build server.")] = None,
     sarif: Annotated[Path | None, typer.Option(help="Write only this: SARIF 2.1.0 for a code host.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show reports again: a page of one, a comparison of several with the first, JUnit XML and SARIF.
+    """Show reports again: a page of one, a comparison of several with the first or all of them as one, JUnit XML and SARIF.
 
     Everything is made from the reports alone, and the exit code says nothing about what is in them: `verify --gate` does.
     """
     chosen = {"--html": html, "--junit": junit, "--sarif": sarif}
     named = {option: path for option, path in chosen.items() if path is not None}
     _check_outputs(named)
+    if merged:
+        _merge(reports, html, named, out, as_json)
+        return
     single = output_folder(out, "report") if out is not None or not named else None
     if single is not None:
         files.new_folder(single)
@@ -66,6 +75,24 @@ def report(
     else:
         comparison = compare(documents)
         emit(comparison, format_comparison(comparison), as_json)
+
+
+def _merge(paths: list[Path], html: Path | None, named: dict[str, Path], out: Path | None, as_json: bool) -> None:
+    """Write several reports as one: a document and its page."""
+    others = named.keys() - {"--html"}
+    if others:
+        raise InputError(f"{min(others)} is of single reports; leave --merge out, or name --html or --out")
+    folder = files.new_folder(output_folder(out, "merged")) if out is not None or html is None else None
+    document = merge([report for _, report in _read(paths)])
+    page = render_merged(document).encode()
+    if html is not None:
+        _write({html: page})
+    if folder is not None:
+        with files.folder_transaction(folder) as part:
+            files.write_json(part / MERGED_JSON, document)
+            files.write_bytes(part / MERGED_HTML, page)
+        log(f"page: {folder / MERGED_HTML}")
+    emit(document, format_merged(document), as_json)
 
 
 def _read(paths: list[Path]) -> list[tuple[Path, Report]]:

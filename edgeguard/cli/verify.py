@@ -11,7 +11,6 @@ import typer
 from rich.progress import Progress, TaskID
 
 from edgeguard import files
-from edgeguard.artifact import Artifact
 from edgeguard.cli.console import (
     ConfigOption,
     JsonOption,
@@ -23,7 +22,7 @@ from edgeguard.cli.console import (
     progress_bars,
     write_report,
 )
-from edgeguard.cli.judged_data import judged_data
+from edgeguard.cli.judged_data import data_of
 from edgeguard.cli.remote import (
     AuthorityOption,
     InFlightOption,
@@ -34,10 +33,9 @@ from edgeguard.cli.remote import (
     TokenOption,
     TwinOption,
     is_url,
-    refuse_remote_options,
-    remote_target,
+    name_of,
+    opened,
 )
-from edgeguard.data import Dataset
 from edgeguard.errors import EngineError, require
 from edgeguard.pool_artifact import Pool, load_model
 from edgeguard.report.read import read_report
@@ -45,6 +43,7 @@ from edgeguard.report.summary import format_summary
 from edgeguard.verify import Gate, Remote, VerifyOptions, accesses_of, allowed_attacks, verify_pool, without_gradients
 from edgeguard.verify import budget as budget_options
 from edgeguard.verify import verify as verify_target
+from edgeguard.verify.bundle import Bundle
 from edgeguard.verify.catalog import entry
 from edgeguard.verify.deployed import check_target
 
@@ -54,7 +53,7 @@ UNFINISHED = ".unfinished"
 
 def verify(
     artifact: Annotated[
-        str, typer.Argument(help="An artifact or a pool that `edgeguard export` wrote, or http(s)://HOST:PORT/v2/models/NAME.")
+        str, typer.Argument(help="An artifact or a pool that `edgeguard export` wrote, or http(s):// or grpc(s)://HOST:PORT/v2/models/NAME.")
     ],
     data: Annotated[str | None, typer.Option(help="Labelled images; by default what the model was trained on.")] = None,
     budget: Annotated[str, typer.Option(help="quick, standard or exhaustive.")] = "standard",
@@ -83,12 +82,15 @@ def verify(
     patch: Annotated[
         list[Path] | None, typer.Option(help="Patch file (npz, or png with alpha) to replay; may be repeated.")
     ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Folder that `edgeguard attack` wrote: replay its patches on its images.")
+    ] = None,
     surrogate: Annotated[list[Path] | None, typer.Option(help="Artifact to craft on as well; may be repeated.")] = None,
     limit: Annotated[int | None, typer.Option(help="Images to judge at most; 0: all.")] = None,
     per_image_limit: Annotated[
         int | None, typer.Option(help="How many of them get patches of their own at most.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of everything random. [default: 0, or the bundle's]")] = None,
     batch_size: Annotated[int, typer.Option(help="The batch the engine is deployed with.")] = 50,
     runtime: Annotated[str | None, typer.Option(help="ort, reference or twin; the artifact's own by default.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of the runtime; 0: its choice.")] = 0,
@@ -124,35 +126,35 @@ def verify(
     for name in chosen["attacks"]:
         entry(name)
     replay = tuple(patch or ())
-    accesses = _names(access) or (("replay",) if replay and attack is None else accesses_of(chosen["attacks"]))
+    if bundle is not None:
+        carried = Bundle.load(bundle)
+        chosen["target"], seed = (
+            given if given is not None else carried.document[key] for key, given in (("target", target), ("seed", seed))
+        )
+        chosen["limit"] = limit
+    replays = bool(replay or bundle)
+    accesses = _names(access) or (("replay",) if replays and attack is None else accesses_of(chosen["attacks"]))
     remote = {"timeout": timeout, "patience": patience, "in_flight": in_flight, "rate": rate, "pixel_max": pixel_max}
     skipped: list[dict[str, str]] = []
-    if not is_url(artifact):
-        refuse_remote_options(twin=twin, token_file=token_file, tls_ca=tls_ca, **remote)
-    elif twin is None and attack is None and access is None and not replay:
+    if is_url(artifact) and twin is None and attack is None and access is None and not replays:
         chosen["attacks"], skipped = without_gradients(chosen["attacks"])
         accesses = accesses_of(chosen["attacks"])
     if attack is None:  # of the budget's attacks, those that the given accesses allow
         chosen["attacks"] = allowed_attacks(chosen["attacks"], accesses) or chosen["attacks"]
     options = VerifyOptions(
         **chosen, accesses=accesses, patch_sizes=integers(patch_size, "--patch-size"), decision_only=decision_only,
-        seed=seed, batch_size=batch_size, replay=replay, surrogates=tuple(surrogate or ()), runtime=runtime,
+        seed=seed or 0, batch_size=batch_size, replay=replay, bundle=bundle, surrogates=tuple(surrogate or ()), runtime=runtime,
         threads=threads,
     )  # fmt: skip
     rules = Gate.load(gate) if gate is not None else None
     earlier = read_report(baseline) if baseline is not None else None
-    source: Artifact | Pool | Remote
-    if is_url(artifact):
-        source = remote_target(artifact, twin, token_file, authority=tls_ca, **remote)
+    source = opened(artifact, load_model, twin, token_file, tls_ca, **remote)
+    if isinstance(source, Remote):
         check_target(source, options)
-        name = source.model.address.model
-    else:
-        source = load_model(artifact)
-        name = source.path.resolve().name
-    folder = files.new_folder(output_folder(out, f"{name}-verify"))
+    folder = files.new_folder(output_folder(out, f"{name_of(source)}-verify"))
     if options.differentiates:
         require("torch", "train")
-    judged, crafted = _data_of(source, data, options)
+    judged, crafted = data_of(source, data, options.universal)
     unfinished = folder.with_name(folder.name + UNFINISHED)
     if unfinished.is_dir():
         log(f"going on with what is finished in {unfinished}")
@@ -175,15 +177,6 @@ def verify(
         broken = [rule for rule in report["gate"]["rules"] if not rule["passed"]]
         log(f"gate failed: {'; '.join(str(rule['rule']) + ': ' + str(rule['detail']) for rule in broken)}")
         raise typer.Exit(GATE_FAILED)
-
-
-def _data_of(source: Artifact | Pool | Remote, spec: str | None, options: VerifyOptions) -> tuple[Dataset, Dataset | None]:
-    """Images to judge and to craft on."""
-    if isinstance(source, Pool):
-        return judged_data(source.artifacts[0], spec, options.universal)
-    if isinstance(source, Remote):
-        return judged_data(source.twin, spec, options.universal, source.model.input_shape)
-    return judged_data(source, spec, options.universal)
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

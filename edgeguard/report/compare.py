@@ -86,9 +86,12 @@ def _key_figures(entry: Entry) -> dict[str, Any]:
 
 
 def same_images(first: Report, second: Report) -> bool:
-    """Whether two reports judged the same images: they are drawn from the data with the seed."""
+    """Whether two reports judged the same images; those that do not name them drew them from the data with the seed."""
     keys = ("sha256", "n", "of")
     data = all(first["data"][key] == second["data"][key] for key in keys)
+    drawn = [report["data"].get("judged_sha256") for report in (first, second)]
+    if None not in drawn:
+        return data and drawn[0] == drawn[1]
     return data and first["environment"]["seed"] == second["environment"]["seed"]
 
 

@@ -76,6 +76,10 @@ _RULE = {
 }  # fmt: skip
 _STEPS = {"equal": _SHARE, "steps": Each(_COUNT)}
 _DATA = {"name": str, "sha256": str, "n": _COUNT, "of": _COUNT}
+_BUNDLE = {
+    "sha256": str,
+    "patches": [{"file": str, "attack": str, "access": str, "source": _OPTIONAL_TEXT, "sha256": str}],
+}
 _HEAT_MAP = {"patch": _COUNT, "stride": _COUNT, "rows": [_COUNT], "columns": [_COUNT], "asr": [[_SHARE]], "n": _COUNT}
 _DIVERGENCE = {
     "n": _COUNT, "reason": _OPTIONAL_TEXT, "layers": [{"layer": str, "op": str, "clean": _STEPS, "patched": _STEPS}],
@@ -91,7 +95,8 @@ SHAPE: dict[str, Any] = {
     "status": {"complete": bool, "reason": _OPTIONAL_TEXT},
     "artifact": _ARTIFACT,
     "environment": {"versions": dict, "platform": str, "engine": dict, "threads": _COUNT, "seed": _COUNT, "command": [str]},
-    "data": {**_DATA, "crafting": Maybe(_DATA)},
+    "data": {**_DATA, "judged_sha256": Missing(str), "crafting": Maybe(_DATA)},
+    "bundle": Missing(_BUNDLE),
     "options": dict,
     "definitions": Each(str),
     "clean": {**_CLEAN, "members": Missing(Each(_CLEAN))},
@@ -139,7 +144,7 @@ def check_report(document: Any) -> dict[str, Any]:
             f"not a report of schema {SCHEMA!r}: {named}; use the edgeguard that wrote it, or verify again"
         )
     _check_values(document)
-    _check(document, SHAPE, "report")
+    check_shape(document, SHAPE, "report")
     _check_links(document)
     return document
 
@@ -187,10 +192,11 @@ def _check_values(document: Any) -> None:
             raise InputError("the report holds text that is not valid Unicode: half of a surrogate pair")
 
 
-def _check(value: Any, shape: Any, where: str) -> None:
+def check_shape(value: Any, shape: Any, where: str) -> None:
+    """Raises InputError where a value is not of a shape as `SHAPE` writes them; where: its name in the message."""
     if isinstance(shape, Maybe):
         if value is not None:
-            _check(value, (shape.shape, type(None)) if isinstance(shape.shape, type) else shape.shape, where)
+            check_shape(value, (shape.shape, type(None)) if isinstance(shape.shape, type) else shape.shape, where)
     elif isinstance(shape, Within):
         _check_number(value, shape, where)
     elif isinstance(shape, dict | Each):
@@ -199,7 +205,7 @@ def _check(value: Any, shape: Any, where: str) -> None:
         if not isinstance(value, list):
             raise InputError(f"{where} must be a list, got {_kind(value)}")
         for index, item in enumerate(value):
-            _check(item, shape[0], f"{where}[{index}]")
+            check_shape(item, shape[0], f"{where}[{index}]")
         if (shape is _INTERVAL or shape is _CHANGES) and (len(value) != 2 or value != sorted(value)):
             raise InputError(f"{where} must be an interval of two numbers, the lower first, got {value!r:.60}")
     elif isinstance(shape, tuple) and isinstance(shape[0], str):
@@ -217,7 +223,7 @@ def _check_object(value: Any, shape: Any, where: str) -> None:
     for key, part in shape.items() if isinstance(shape, dict) else dict.fromkeys(value, shape.shape).items():
         name = f"{where}.{key:.60}"
         if key in value:
-            _check(value[key], part, name)
+            check_shape(value[key], part, name)
         elif not isinstance(part, Missing):
             raise InputError(f"{name} is missing")
 

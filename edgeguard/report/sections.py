@@ -49,7 +49,7 @@ def attack_table(report: Report) -> str:
 def _attack_cells(attack: Mapping[str, Any], spent: float) -> tuple[str, ...]:
     access = attack["access"]
     access = f"{access} access" if access in DEFINED_ACCESS else ACCESS_NAMES.get(access, access)
-    source = f", crafted on {attack['source']}" if attack["source"] else ""
+    source = f", {_origin(attack)}" if attack["source"] else ""
     name = ATTACK_NAMES.get(attack["name"], attack["name"])
     own = ", a patch for each image" if attack["scope"] == "per-image" else ""
     places = f"{attack['places']} place{'s' * (attack['places'] != 1)} per image"
@@ -72,6 +72,11 @@ def _attack_cells(attack: Mapping[str, Any], spent: float) -> tuple[str, ...]:
     )
 
 
+def _origin(attack: Mapping[str, Any]) -> str:
+    """Where a patch comes from."""
+    return f"{'from the file' if attack['access'] == 'replay' else 'crafted on'} {attack['source']}"
+
+
 def patch_images(report: Report) -> str:
     """Every universal patch, enlarged, with the highest ASR it reached."""
     figures = []
@@ -85,7 +90,7 @@ def patch_images(report: Report) -> str:
         mask = decode(block["mask"], (height, width)) > 0
         picture = image(decode(block["pixels"], (3, height, width)), mask, f"patch of {height}x{width} pixels")
         label = f"<b>{text(ATTACK_NAMES.get(best['name'], best['name']))}</b>{text(access)}"
-        source = f"<span>crafted on {text(best['source'])}</span>" if best["source"] else ""
+        source = f"<span>{text(_origin(best))}</span>" if best["source"] else ""
         detail = f"<span>{height}x{width}, up to {percent(best['asr'])} of {best['n']}</span>"
         detail += f"<code>{text(block['sha256'][:12])}</code>"
         figures.append(f"<figure>{picture}<figcaption>{label}{source}{detail}</figcaption></figure>")

@@ -9,7 +9,7 @@ from edgeguard import files
 from edgeguard.artifact import MANIFEST, Artifact
 from edgeguard.errors import InputError
 from edgeguard.targets import Engine, open_engine
-from edgeguard.targets.http_client import RemoteOptions
+from edgeguard.targets.asking import RemoteOptions
 from edgeguard.targets.remote import RemoteEngine, RemoteModel
 from edgeguard.verify import document
 from edgeguard.verify.options import ATTACKS, GRADIENT_ATTACKS, QUERY_ATTACKS, VerifyOptions
@@ -64,11 +64,18 @@ def width_of(target: Target) -> str:
     return target.width
 
 
-def open_target(target: Target, options: VerifyOptions, shape: tuple[int, int, int]) -> Engine:
-    """The engine that is attacked; raises as `open_engine` and `RemoteEngine`."""
+def open_target(target: Target, shape: tuple[int, int, int], runtime: str | None = None, threads: int = 0) -> Engine:
+    """The engine that is attacked; raises as `open_engine`, `RemoteEngine` and `check_runtime`."""
+    check_runtime(target, runtime, threads)
     if isinstance(target, Remote):
         return RemoteEngine(target.model, target.options, shape)
-    return open_engine(target, options.runtime, options.threads)
+    return open_engine(target, runtime, threads)
+
+
+def check_runtime(target: Target, runtime: str | None, threads: int) -> None:
+    """Raises InputError where a remote engine is told how to run."""
+    if isinstance(target, Remote) and (runtime is not None or threads):
+        raise InputError("a remote engine has a runtime and threads of its own; leave --runtime and --threads out")
 
 
 def fingerprint(target: Target) -> list[Any]:
@@ -113,8 +120,7 @@ def check_target(target: Target, options: VerifyOptions) -> None:
     """Raises InputError for options that a remote engine cannot serve."""
     if not isinstance(target, Remote):
         return
-    if options.runtime is not None or options.threads:
-        raise InputError("a remote engine has a runtime and threads of its own; leave --runtime and --threads out")
+    check_runtime(target, options.runtime, options.threads)
     if target.twin is None and options.surrogates:
         raise InputError("surrogates are for patches made with gradients; name one of them with --twin")
     if target.twin is None and options.differentiates:

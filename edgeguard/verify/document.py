@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -93,6 +94,7 @@ def options_block(options: VerifyOptions) -> dict[str, Any]:
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(options).items()}
     for key in ("replay", "surrogates"):
         plain[key] = [Path(path).name for path in plain[key]]
+    plain["bundle"] = None if options.bundle is None else options.bundle.resolve().name
     return plain
 
 
@@ -185,6 +187,11 @@ def examples(
         }
         for row, image in zip(chosen, patched, strict=True)
     ]
+
+
+def digest_of_indices(indices: np.ndarray[Any, Any]) -> str:
+    """SHA-256 of which images, in which order: (N,) int64."""
+    return hashlib.sha256(np.ascontiguousarray(indices, "<i8").tobytes()).hexdigest()
 
 
 def header() -> dict[str, Any]:

@@ -33,7 +33,7 @@ def seconds(plans: Sequence[Plan], options: VerifyOptions, subject: Subject, eng
 
 def sentence(plans: Sequence[Plan], estimate: float) -> str:
     """For a person, before the start."""
-    crafted = sum(plan.attack is not None for plan in plans)
+    crafted = sum(plan.given is None for plan in plans)
     minutes = estimate / 60
     duration = f"{estimate:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
     return f"{crafted} attacks to craft, {len(plans)} patches to judge: about {duration} on this machine"

@@ -35,8 +35,9 @@ class VerifyOptions:
     queries: images that the engine is shown for each image's own patch. universal_queries: for a universal patch.
     decision_only: query attacks see labels instead of logits.
     batch_size: the batch at which the engine is deployed, and at which it is judged.
-    replay: patch files. surrogates: artifacts whose twins the transferred patches are crafted on, besides the
-    artifact's own. runtime, threads: passed to `open_engine`.
+    replay: patch files. bundle: what `edgeguard attack` wrote: patches to replay, on the images that it names.
+    surrogates: artifacts whose twins the transferred patches are crafted on, besides the artifact's own.
+    runtime, threads: passed to `open_engine`.
 
     Raises:
         InputError: when an option is out of range or options contradict each other.
@@ -61,6 +62,7 @@ class VerifyOptions:
     seed: int = 0
     batch_size: int = 50
     replay: tuple[Path, ...] = ()
+    bundle: Path | None = None
     surrogates: tuple[Path, ...] = ()
     runtime: str | None = None
     threads: int = 0
@@ -89,7 +91,9 @@ class VerifyOptions:
             )
         if len(set(self.patch_sizes)) != len(self.patch_sizes):
             raise InputError(f"a patch size is named twice: {self.patch_sizes}")
-        if ("replay" in self.accesses) != bool(self.replay):
+        if self.bundle is not None and self.limit is not None:
+            raise InputError("a bundle says which images are judged; leave the limit out")
+        if ("replay" in self.accesses) != bool(self.replay or self.bundle):
             raise InputError("the access 'replay' and patch files to replay go together; give both or neither")
         if self.surrogates and "transfer" not in self.accesses:
             raise InputError("surrogates are for the access 'transfer'; add it or leave them out")

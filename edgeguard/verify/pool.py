@@ -68,10 +68,12 @@ def verify_pool(
     members' own figures are under `members` of `clean` and of each attack.
 
     Raises:
-        InputError: surrogates as well; a pool's members are its surrogates.
+        InputError: surrogates as well; a pool's members are its surrogates. Or a bundle.
     """
     begin = time.perf_counter()
     artifacts = pool.artifacts
+    if options.bundle is not None:
+        raise InputError("a bundle is made for one artifact; replay its patches on a pool one by one, as patch files")
     if options.surrogates:
         raise InputError("patches for a pool are crafted on all of its members; leave the surrogates out")
     check_data(artifacts[0], dataset, craft_data, options)

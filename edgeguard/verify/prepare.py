@@ -71,21 +71,28 @@ def load_surrogates(artifact: Artifact, options: VerifyOptions) -> list[Artifact
     return loaded
 
 
-def split_images(dataset: Dataset, craft_data: Dataset | None, options: VerifyOptions) -> Split:
+def split_images(
+    dataset: Dataset, craft_data: Dataset | None, options: VerifyOptions, given: NDArray[np.int64] | None = None
+) -> Split:
     """Draw the judged images and, from all others, those to craft on; no image is among both, not even as a copy.
+
+    given: (N,) the images to judge, which then are not drawn.
 
     Raises:
         InputError: when nothing is left to craft on.
     """
     rng = np.random.default_rng(options.seed)
     order = rng.permutation(len(dataset)).astype(np.int64)
+    limit, half = options.limit or len(dataset), len(dataset) // 2
+    if given is not None:
+        order, limit, half = np.concatenate([given, order[~np.isin(order, given)]]), len(given), len(given)
     if not options.universal:
-        return Split(dataset, order[: options.limit], dataset, order[:0])
+        return Split(dataset, order[:limit], dataset, order[:0])
     if craft_data is None or craft_data.sha256 == dataset.sha256:
-        judged = order[: min(options.limit or len(dataset), len(dataset) // 2)]
+        judged = order[: min(limit, half)]
         source, pool = dataset, order[len(judged) :]
     else:
-        judged = order[: options.limit]
+        judged = order[:limit]
         source, pool = craft_data, rng.permutation(len(craft_data)).astype(np.int64)
     pool = pool[: options.craft_limit]
     taken = set(_digests(dataset, judged))

@@ -29,10 +29,10 @@ OPTIMIZED = "optimized"
 class Plan:
     """A patch that will be proposed.
 
-    name: of the attack in reports. attack: in the catalog; None for replays and random pixels. size: side in pixels.
-    source: twins that it is crafted on, or the file it is read from. white_box: made with the gradient of the very
-    model that is judged, perhaps among others. stream: tells random numbers of equal attacks apart. given: a patch that
-    needs no search.
+    name: of the attack in reports. attack: in the catalog; None for random pixels and replays that do not say. size: side in
+    pixels. source: twins that it is crafted on, or the file it is read from. white_box: made with the gradient of the very
+    model that is judged, perhaps among others. stream: tells random numbers of equal attacks apart. given: what needs no
+    search.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Plan:
     white_box: bool = False
     attack: str | None = None
     stream: int = 0
-    given: Patch | None = None
+    given: Found | None = None
 
     @property
     def per_image(self) -> bool:
@@ -97,8 +97,12 @@ def replayed(files: tuple[Path, ...], shape: tuple[int, int]) -> list[Plan]:
             check_fits(patch.size, shape)
         except InputError as exc:
             raise InputError(f"{path}: {exc}") from exc
-        found.append(Plan("replay", "replay", max(patch.size), path.name, given=patch))
+        found.append(Plan("replay", "replay", max(patch.size), path.name, given=_found(patch)))
     return found
+
+
+def _found(patch: Patch) -> Found:
+    return Found(patch.pixels, patch.mask)
 
 
 def noise(size: int, seed: int) -> Patch:
@@ -119,7 +123,7 @@ def plans(options: VerifyOptions, widths: list[str], pool: bool = False) -> list
     """
     found = []
     if options.crafts:
-        found += [Plan("noise", "none", size, given=noise(size, options.seed)) for size in options.patch_sizes]
+        found += [Plan("noise", "none", size, given=_found(noise(size, options.seed))) for size in options.patch_sizes]
     for size in options.patch_sizes if options.crafts else ():
         for name in options.attacks:
             kind = entry(name)
@@ -139,7 +143,7 @@ def plans(options: VerifyOptions, widths: list[str], pool: bool = False) -> list
 
 def cost(plan: Plan, options: VerifyOptions, judged: int) -> Cost:
     """What crafting costs. judged: number of judged images."""
-    if plan.attack is None:
+    if plan.attack is None or plan.given is not None:
         return Cost()
     found = entry(plan.attack).cost(options, min(judged, options.per_image_limit))
     return Cost(found.gradients, found.queries + (found.gradients if plan.access == "engine" else 0))

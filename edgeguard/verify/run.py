@@ -11,7 +11,6 @@ import numpy as np
 
 from edgeguard import files
 from edgeguard.artifact import MANIFEST, Artifact
-from edgeguard.attacks.api import Found
 from edgeguard.data.dataset import Dataset
 from edgeguard.errors import EngineError
 from edgeguard.graph import Dequantize
@@ -19,6 +18,7 @@ from edgeguard.patch import apply_patch
 from edgeguard.targets import Engine
 from edgeguard.targets.differences import logit_steps
 from edgeguard.verify import breakdown, document, estimate, trust
+from edgeguard.verify.bundle import Bundle, check_bundle
 from edgeguard.verify.deployed import (
     Target,
     artifact_of,
@@ -95,12 +95,16 @@ def verify(
         surrogates = load_surrogates(artifact, options)
         check_data(artifact, dataset, craft_data, options)
     given = replayed(options.replay, dataset.image_shape[1:]) if options.replay else []
-    split = split_images(dataset, craft_data, options)
+    bundle = None if options.bundle is None else Bundle.load(options.bundle)
+    if bundle is not None:
+        check_bundle(bundle, target, dataset, options)
+        given += bundle.plans()
+    split = split_images(dataset, craft_data, options, None if bundle is None else bundle.indices)
     twins = build_twins(artifact, surrogates, options)
     own, seen = width_of(target), None if artifact is None else document.seen_sizes(artifact)
     store = Store(stages, [document.options_block(options), [*fingerprint(target), *map(_sha256, surrogates)],
-                           data_block(split, options)])  # fmt: skip
-    with open_target(target, options, shape) as engine:
+                           data_block(split, options), None if bundle is None else bundle.sha256])  # fmt: skip
+    with open_target(target, shape, options.runtime, options.threads) as engine:
         check_images_fit(shape, engine.num_classes, dataset, craft_data, options)
         twin = twins.get(own)
         subject, simulation, rates = _subjects(engine, twin, split, options)
@@ -119,6 +123,7 @@ def verify(
             "artifact": target_block(target),
             "environment": document.environment(engine.describe(), options, command),
             "data": data_block(split, options),
+            "bundle": None if bundle is None else bundle.block(),
             "options": document.options_block(options),
             "definitions": document.definitions(options),
             "clean": clean_block(subject, simulation, artifact),
@@ -193,7 +198,7 @@ def measured(findings: Findings, what: str, compute: Callable[[], Any]) -> Any:
 def propose(plan: Plan, court: Court, workshop: Workshop, options: VerifyOptions) -> Proposal:
     """The plan's patch: given, kept from before, or crafted now."""
     if plan.given is not None:
-        return Proposal(plan, Found(plan.given.pixels, plan.given.mask))
+        return Proposal(plan, plan.given, subset=len(plan.given.pixels) if plan.given.per_image else None)
     found, seconds = court.store.found(
         plan.stage(), lambda checkpoint: workshop.craft(plan, options, checkpoint, court.progress)
     )
@@ -262,4 +267,5 @@ def data_block(split: Split, options: VerifyOptions) -> dict[str, Any]:
     crafting = None
     if options.universal:
         crafting = {**described(split.crafted_of, len(split.crafted)), "disjoint": True}
-    return {**described(split.judged_of, len(split.judged)), "crafting": crafting}
+    judged = document.digest_of_indices(split.judged)
+    return {**described(split.judged_of, len(split.judged)), "judged_sha256": judged, "crafting": crafting}

@@ -32,10 +32,12 @@ def test_writes_a_patch_to_replay_and_to_print(program: Program, tmp_path: Path,
     done = program("attack", "a2", *arguments, "--patch-size", "4", "--out", out, "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    assert document == json.loads((out / "attack.json").read_text())
-    assert document["schema"] == "edgeguard.attack/1"
-    assert document["plan"] == plan
-    assert document["sha256"] == sha256(out / "patch.npz")
+    assert document == json.loads((out / "bundle.json").read_text())
+    assert document["schema"] == "edgeguard.bundle/1"
+    (made,) = document["patches"]
+    assert f"{made['attack']} {made['height']}x{made['width']}, {made['access']}" in plan
+    assert (made["source"] == "all widths") == plan.endswith("all widths")
+    assert document["files"]["patch.npz"] == sha256(out / "patch.npz")
     patch, png = Patch.load(out / "patch.npz"), load_patch(out / "patch.png")
     assert (patch.pixels[:, patch.mask] == png.pixels[:, png.mask]).all()
     assert (patch.mask == png.mask).all()
@@ -56,7 +58,7 @@ def test_the_patch_can_be_replayed(program: Program, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--attack", "lavan"], "attacks with one patch for all images are a-qapa, gap, patch-rs"),
+        (["--attack", "pgd"], "unknown attack 'pgd'"),
         (["--attack", "patch-rs", "--access", "engine"], "add the access 'query'"),
         (["--attack", "patch-rs", "--queries", "300", "--rotation", "10"], "cannot craft for rotation_degrees"),
         (["--optimizer", "lbfgs"], "unknown optimizer 'lbfgs'"),

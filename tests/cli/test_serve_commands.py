@@ -103,7 +103,7 @@ def test_serve_and_verify(program: Program, workspace: Path, tmp_path: Path) -> 
     ("arguments", "code", "message"),
     [
         (("a8", "--twin", "a8"), 2, "--twin is for a remote engine"), (("a8", "--rate", "5"), 2, "--rate is for a remote engine"),
-        (("http://127.0.0.1:1/v2",), 2, "is not the URL of a model"), (("grpc://127.0.0.1:1/v2/models/m",), 2, "is not the URL"),
+        (("http://127.0.0.1:1/v2",), 2, "is not the URL of a model"), (("grpc://127.0.0.1/v2/models/m",), 2, "names no port"),
         (("http://u:p@127.0.0.1:1/v2/models/m",), 2, "a URL with a password"),
         (("http://127.0.0.1:1/v2/models/m", "--patience", "0.2"), 3, "Connection refused"),
         (("http://127.0.0.1:1/v2/models/m", "--in-flight", "0"), 2, "1 to 64"),

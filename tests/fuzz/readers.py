@@ -17,10 +17,11 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import graphs
 from report_example import example_report
-from small_artifact import small_graph, write_artifact
+from small_artifact import labelled, small_graph, write_artifact
 
 from edgeguard import open_inference, zoo
 from edgeguard.artifact import Artifact
+from edgeguard.attacks.api import Found
 from edgeguard.cli.app import app
 from edgeguard.cli.judged_data import judged_data
 from edgeguard.data.folder import load_folder
@@ -33,8 +34,12 @@ from edgeguard.patch_files import load_patch, save_png
 from edgeguard.pool_artifact import Pool, write_pool
 from edgeguard.report.read import read_report
 from edgeguard.targets.profiles import FOLDER, load_profile
+from edgeguard.verify import VerifyOptions
+from edgeguard.verify.bundle import Bundle, write_bundle
 from edgeguard.verify.document import artifact_block, seen_sizes
 from edgeguard.verify.gate import Gate
+from edgeguard.verify.prepare import Split
+from edgeguard.verify.propose import Plan
 from edgeguard.verify.run import trained_widths
 
 PIXELS = np.arange(3 * 5 * 7, dtype=np.uint8).reshape(3, 5, 7)
@@ -192,6 +197,19 @@ def _card(folder: Path) -> Path:
     return path / zoo.CARD
 
 
+def _bundle(folder: Path) -> Path:
+    artifact = write_artifact(folder / "artifact", small_graph(), "4")
+    dataset = labelled(artifact.graph(), 12)
+    split = Split(dataset, np.arange(8), dataset, np.arange(8, 12))
+    mask = np.ones((4, 4), bool)
+    one = Found(np.zeros((3, 4, 4), np.uint8), mask)
+    own = Found(np.zeros((2, 3, 4, 4), np.uint8), mask, np.zeros((2, 2), np.int64))
+    made = [("p.npz", Plan("", "query", 4, attack="patch-rs"), one, {}), ("q.npz", Plan("", "query", 4, attack="lavan"), own, {})]
+    (folder / "bundle").mkdir()
+    write_bundle(folder / "bundle", artifact, split, VerifyOptions(limit=8), made, ["edgeguard"])
+    return folder / "bundle" / "bundle.json"
+
+
 def _message(folder: Path) -> Path:
     images = np.zeros((2, 3, 2, 2), np.uint8)
     body, _ = open_inference.write_message({"id": "7"}, "inputs", {"pixels": images})
@@ -263,6 +281,7 @@ def _read_weights(path: Path) -> object:
 
 READERS: dict[str, Reader] = {
     "artifact": Reader("json", _manifest, _read_artifact),
+    "bundle": Reader("json", _bundle, lambda path: Bundle.load(path.parent)),
     "pool": Reader("json", _pool, lambda path: Pool.load(path.parent)),
     "report": Reader("json", _written("report.json", lambda: json.dumps(example_report())), read_report),
     "zoo card": Reader("json", _card, lambda path: zoo.ZooModel.load(path.parent).check()),

@@ -1,4 +1,4 @@
-"""The same ONNX model behind MLServer, a server that we did not write: query and engine access.
+"""The same ONNX model behind MLServer, a server that we did not write: query and engine access, over HTTP and gRPC.
 
 MLServer pins old versions of much, so it lives in a virtual environment of its own: `EDGEGUARD_MLSERVER` names its Python,
 which needs mlserver and onnxruntime. Without it, and where mlserver cannot be imported here, the test is skipped.
@@ -25,7 +25,7 @@ from edgeguard.artifact import Artifact
 from edgeguard.errors import EngineError
 from edgeguard.report.read import check_report
 from edgeguard.targets import open_engine
-from edgeguard.targets.http_client import RemoteOptions
+from edgeguard.targets.asking import RemoteOptions
 from edgeguard.targets.remote import RemoteEngine, read_remote
 from edgeguard.verify import Remote, VerifyOptions, verify
 
@@ -68,7 +68,8 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def url(ort_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def urls(ort_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Of the model, by protocol."""
     python, folder = python_with_mlserver(), tmp_path_factory.mktemp("mlserver")
     http, grpc, metrics = free_ports(3)
     manifest = ort_artifact.manifest
@@ -95,7 +96,7 @@ def url(ort_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Ite
             except EngineError:
                 assert time.monotonic() < deadline, (folder / "log").read_text()[-2000:]
                 time.sleep(0.5)
-        yield address
+        yield {"http": address, "grpc": f"grpc://127.0.0.1:{grpc}/v2/models/small"}
     finally:
         process.send_signal(signal.SIGINT)
         try:
@@ -105,11 +106,18 @@ def url(ort_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Ite
             process.wait()
 
 
+@pytest.fixture(params=["http", "grpc"])
+def url(request: pytest.FixtureRequest, urls: dict[str, str]) -> str:
+    if request.param == "grpc":
+        pytest.importorskip("grpc")
+    return urls[request.param]
+
+
 def test_its_answers_are_the_local_engines(url: str, ort_artifact: Artifact) -> None:
     images = graphs.random_images((3, 16, 16), 40)
     model = read_remote(url, OPTIONS)
     assert model.server.startswith("mlserver")
-    assert not model.binary
+    assert model.transport == ("gRPC" if url.startswith("grpc") else "JSON")
     assert model.claims == {}
     with open_engine(ort_artifact) as local, RemoteEngine(model, OPTIONS) as engine:
         np.testing.assert_array_equal(engine(images), local(images))
@@ -132,3 +140,9 @@ def test_it_is_attacked_as_the_local_engine_is(url: str, ort_artifact: Artifact)
     assert {row["access"] for row in found["attacks"]} == {"none", "engine", "query"}
     assert found["artifact"]["integer_mac_coverage"] is None, "it does not say what it executes"
     assert found["environment"]["engine"]["server"].startswith("mlserver")
+    assert found["environment"]["engine"]["url"] == url
+
+
+def test_a_model_that_it_does_not_have(url: str) -> None:
+    with pytest.raises(EngineError, match=r"other.*(404|NOT_FOUND)"):
+        read_remote(url.replace("small", "other"), OPTIONS)

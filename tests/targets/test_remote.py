@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,9 +17,9 @@ import pytest
 from fake_server import INPUT, OUTPUT, Fake, right_answer, running
 from serving import TOY_CLASSES, TOY_SHAPE, serve_toy, toy_images, toy_logits
 
-from edgeguard.errors import EngineError, InputError
+from edgeguard.errors import EngineError, InputError, MissingDependency
 from edgeguard.targets import Engine
-from edgeguard.targets.http_client import Address, RemoteOptions
+from edgeguard.targets.asking import Address, RemoteOptions
 from edgeguard.targets.remote import RemoteEngine, read_remote
 
 QUICK = RemoteOptions(timeout=2.0, patience=0.5)
@@ -366,6 +367,8 @@ def test_wrong_images_are_refused_before_they_are_sent() -> None:
         ("http://h:8000/v2/models/m", "http://h:8000/v2/models/m"),
         ("https://h/v2/models/m/", "https://h:443/v2/models/m"),
         ("http://[::1]:1/a/b/v2/models/m.n-1/versions/3", "http://[::1]:1/a/b/v2/models/m.n-1/versions/3"),
+        ("grpc://h:1/v2/models/m", "grpc://h:1/v2/models/m"), ("grpcs://[::1]:9/v2/models/m%20n/versions/3/",
+                                                               "grpcs://[::1]:9/v2/models/m%20n/versions/3"),
     ],
 )
 def test_addresses(url: str, shown: str) -> None:
@@ -378,7 +381,8 @@ def test_addresses(url: str, shown: str) -> None:
         "http://h", "http://h/v2", "http://h/v2/models/", "ftp://h/v2/models/m", "h:80/v2/models/m", "http:///v2/models/m",
         "http://h/v2/models/m?x=1", "http://h/v2/models/m#x", "http://u:p@h/v2/models/m", "http://u@h/v2/models/m",
         "http://h:99999/v2/models/m", "http://h:x/v2/models/m", "http://h/v2/models/m\r\nX: y", "http://h/v2/models/m m",
-        "grpc://h:1/v2/models/m", "http://[::1/v2/models/m", "http://h/v2/models/m/infer", "http://h/v2/models/\u00e9",
+        "grpc://h/v2/models/m", "grpc://h:1/m", "grpc://h:1/a/v2/models/m", "grpc://h:0/v2/models/m",
+        "http://[::1/v2/models/m", "http://h/v2/models/m/infer", "http://h/v2/models/\u00e9",
     ],
 )  # fmt: skip
 def test_what_is_no_address(url: str) -> None:
@@ -409,3 +413,9 @@ def test_a_file_that_holds_no_certificates(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("nothing")
     with pytest.raises(InputError, match="holds no certificates"):
         read_remote("https://127.0.0.1:1/v2/models/m", RemoteOptions(authority=tmp_path / "ca.pem"))
+
+
+def test_without_grpc_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    with pytest.raises(MissingDependency, match=r'grpc is not installed; run: pip install "edgeguard\[grpc\]"'):
+        read_remote("grpc://127.0.0.1:1/v2/models/m", QUICK)

@@ -20,7 +20,7 @@ from edgeguard.patch import Patch
 from edgeguard.report.html import render_html
 from edgeguard.report.read import check_report
 from edgeguard.report.summary import format_summary
-from edgeguard.targets.http_client import RemoteOptions
+from edgeguard.targets.asking import RemoteOptions
 from edgeguard.targets.remote import read_remote
 from edgeguard.verify import Gate, Remote, VerifyOptions, verify, without_gradients
 
