@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from edgeguard import files
+from edgeguard import files, folders
 from edgeguard.errors import InputError, shown
 from edgeguard.models import FloatModel, load_model
 from edgeguard.quant.model import Normalization, QuantizedModel, quantize_model
@@ -41,9 +41,16 @@ class Run:
     @staticmethod
     def create(path: Path, config: dict[str, Any]) -> Run:
         """Make the folder, which must not exist yet, and write the configuration."""
-        with files.folder_transaction(path) as folder:
-            files.write_json(folder / CONFIG, {"schema": SCHEMA, **config})
+        with folders.folder_transaction(path) as folder:
+            Run.begin(folder, config)
         return Run.load(path)
+
+    @staticmethod
+    def begin(folder: Path, config: dict[str, Any]) -> Run:
+        """Write the configuration into a folder that is there."""
+        document = {"schema": SCHEMA, **config}
+        files.write_json(folder / CONFIG, document)
+        return Run(folder, document)
 
     @staticmethod
     def load(path: Path | str) -> Run:
@@ -143,15 +150,23 @@ class Run:
         data = safetensors.torch.save(plain, {STATE: json.dumps(state, sort_keys=True)})
         files.write_bytes(self.checkpoint, data)
 
+    def checkpoint_sha256(self) -> str:
+        """Hexadecimal SHA-256 of the last checkpoint. Raises InputError where there is none, or it cannot be read."""
+        return files.sha256(self._there())
+
+    def _there(self) -> Path:
+        if not self.checkpoint.is_file():
+            raise InputError(f"{self.checkpoint} does not exist: the run has not come to its first checkpoint; "
+                             f"wait for it, or go on with: edgeguard harden --resume {self.path}")  # fmt: skip
+        return self.checkpoint
+
     def read_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and state of the last checkpoint.
 
         Raises:
             InputError: missing, truncated or not a checkpoint of this project.
         """
-        path = self.checkpoint
-        if not path.is_file():
-            raise InputError(f"{path} does not exist; the run has no checkpoint yet, continue it with --resume")
+        path = self._there()
         try:
             with safe_open(path, framework="pt") as handle:
                 metadata = handle.metadata() or {}

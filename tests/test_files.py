@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeguard import files
+from edgeguard import files, folders
 from edgeguard.errors import InputError
 
 LIMIT = 1 << 20
@@ -71,7 +71,7 @@ def test_sha256(tmp_path: Path) -> None:
 
 def test_a_folder_appears_only_when_complete(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
-    with files.folder_transaction(out) as folder:
+    with folders.folder_transaction(out) as folder:
         (folder / "file").write_text("x")
         assert not out.exists()
     assert (out / "file").read_text() == "x"
@@ -81,7 +81,7 @@ def test_a_folder_appears_only_when_complete(tmp_path: Path) -> None:
 
 def test_a_failed_folder_leaves_nothing(tmp_path: Path) -> None:
     def fail() -> None:
-        with files.folder_transaction(tmp_path / "out") as folder:
+        with folders.folder_transaction(tmp_path / "out") as folder:
             (folder / "file").write_text("x")
             raise RuntimeError("broken")
 
@@ -92,7 +92,7 @@ def test_a_failed_folder_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     def race() -> None:
-        with files.folder_transaction(tmp_path / "out"):
+        with folders.folder_transaction(tmp_path / "out"):
             (tmp_path / "out").mkdir()
 
     with pytest.raises(InputError, match="exists already"):
@@ -105,9 +105,9 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for name in ("there", "dangling"):
         with pytest.raises(InputError, match=r"exists already; name a new folder with --out"):
-            files.new_folder(tmp_path / name)
+            folders.new_folder(tmp_path / name)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="cannot write to"), files.folder_transaction(tmp_path / "file" / "out"):
+    with pytest.raises(InputError, match="cannot write to"), folders.folder_transaction(tmp_path / "file" / "out"):
         pass
 
 

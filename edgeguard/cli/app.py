@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from typing import Annotated
@@ -23,9 +24,11 @@ from edgeguard.cli.inspect import inspect
 from edgeguard.cli.report import report
 from edgeguard.cli.serve import serve
 from edgeguard.cli.verify import verify
-from edgeguard.errors import EdgeGuardError
+from edgeguard.errors import EdgeGuardError, InputError
 
 INTERRUPTED = 130
+EXHAUSTED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What a system lacks, wherever it comes to light."""
 
 app = typer.Typer(
     name="edgeguard",
@@ -59,8 +62,17 @@ def main() -> None:
     except EdgeGuardError as exc:
         if console.settings.debug:
             traceback.print_exc()
-        print(f"edgeguard: {exc}", file=sys.stderr)
+        console.log(f"edgeguard: {exc}")
         sys.exit(exc.exit_code)
+    except OSError as exc:
+        if exc.errno not in EXHAUSTED:
+            raise
+        if console.settings.debug:
+            traceback.print_exc()
+        console.log(f"edgeguard: {exc.filename or 'the system'}: {exc.strerror}")
+        sys.exit(InputError.exit_code)
     except KeyboardInterrupt:
-        print("edgeguard: interrupted", file=sys.stderr)
+        console.log("edgeguard: interrupted")
         sys.exit(INTERRUPTED)
+    finally:
+        console.end_streams()

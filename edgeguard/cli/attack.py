@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgeguard import files
+from edgeguard import files, folders
 from edgeguard.artifact import Artifact
 from edgeguard.cli.console import ConfigOption, JsonOption, OutOption, emit, log, output_folder, progress_bars
 from edgeguard.cli.judged_data import judged_data
@@ -62,7 +62,7 @@ def attack(
     )  # fmt: skip
     require("matplotlib", "report")
     source = Artifact.load(artifact)
-    folder = files.new_folder(output_folder(out, f"{source.path.resolve().name}-attack"))
+    folder = folders.new_folder(output_folder(out, f"{source.path.resolve().name}-attack"))
     if options.differentiates:
         require("torch", "train")
     judged, crafted_of = judged_data(source, data, crafts=True)
@@ -75,7 +75,7 @@ def attack(
         "seconds": time.perf_counter() - begin, "command": ["edgeguard", *sys.argv[1:]],
     }  # fmt: skip
     patch = made.found.patch
-    with files.folder_transaction(folder) as part:
+    with folders.folder_transaction(folder) as part:
         patch.save(part / "patch.npz")
         save_png(patch, part / "patch.png")
         save_png(patch, part / "patch-large.png", max(1, PNG_SIDE // patch_size))

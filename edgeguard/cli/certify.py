@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 import edgeguard
-from edgeguard import files
+from edgeguard import files, folders
 from edgeguard.artifact import Artifact
 from edgeguard.certify import SCHEMA, Defended, MaskSet, certificate, contradictions, format_certificate
 from edgeguard.certify.document import share
@@ -74,7 +74,7 @@ def certify(
     if min(limit, attack_places, seed) < 0 or batch_size < 1:
         raise InputError("--limit, --attack-places and --seed must be 0 or more, and --batch-size at least 1")
     source = Artifact.load(artifact)
-    folder = files.new_folder(output_folder(out, f"{source.path.resolve().name}-certify"))
+    folder = folders.new_folder(output_folder(out, f"{source.path.resolve().name}-certify"))
     _, height, width = source.manifest["input_shape"]
     mask_set = MaskSet.of((height, width), _sides(patch_size), masks, _colour(fill))
     patches = {path.name: Patch.load(path) for path in patch or ()}
@@ -94,7 +94,7 @@ def certify(
             **measured, "options": _options(patch_size, masks, fill, limit, seed, batch_size, attack_places, threads, patches),
             "environment": _environment(engine),
         }  # fmt: skip
-    with files.folder_transaction(folder) as target:
+    with folders.folder_transaction(folder) as target:
         files.write_json(target / CERTIFICATE, document)
     emit(document, f"{format_certificate(document)}\ncertificate: {folder / CERTIFICATE}", as_json)
     if check is not None and document["attack_check"]["contradictions"]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeguard import files
+from edgeguard import folders
 from edgeguard.artifact import Artifact
 from edgeguard.data import load_splits
 from edgeguard.errors import InputError
@@ -30,7 +30,7 @@ def export_run(run: Run, bits: str, target: str | TargetProfile, out: Path, data
         InputError: a width the run was not made for, or data of another image shape. ExportError: it does not lower, or
         the proof fails.
     """
-    files.new_folder(out)
+    folders.new_folder(out)
     width = parse_width(bits)
     if width not in run.widths:
         names = ", ".join(str(known) for known in run.widths)
@@ -43,9 +43,12 @@ def export_run(run: Run, bits: str, target: str | TargetProfile, out: Path, data
     if test.image_shape != shape:
         raise InputError(f"{data or training.data} has images of {test.image_shape}, the run was made with {shape}")
     images = test.images(np.arange(min(proof_images, len(test))))
+    checkpoint_sha256 = run.checkpoint_sha256()
     graph = lower(run.load_model(), width, shape)
+    if run.checkpoint_sha256() != checkpoint_sha256:
+        raise InputError(f"{run.path} was trained further while it was read; export it when its training has ended")
     source = {
-        "run_checkpoint_sha256": files.sha256(run.checkpoint),
+        "run_checkpoint_sha256": checkpoint_sha256,
         "method": training.method,
         "model": run.config["model"],
         "data": run.config["data"],

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgeguard import files
+from edgeguard import files, folders
 from edgeguard.cli.console import REPORT_HTML, REPORT_JSON, JsonOption, OutOption, emit, log, output_folder
 from edgeguard.errors import InputError
 from edgeguard.report.compare import compare
@@ -42,7 +42,7 @@ def report(
     _check_outputs(named)
     single = output_folder(out, "report") if out is not None or not named else None
     if single is not None:
-        files.new_folder(single)
+        folders.new_folder(single)
     found = _read(reports)
     documents = [document for _, document in found]
     if html is not None or single is not None:
@@ -57,7 +57,7 @@ def report(
     _write({path: contents[option] for option, path in named.items()})
     if single is not None:
         name = REPORT_HTML if len(documents) == 1 else COMPARISON_HTML
-        with files.folder_transaction(single) as folder:
+        with folders.folder_transaction(single) as folder:
             for title, option in ((name, "--html"), (JUNIT_XML, "--junit"), (SARIF_JSON, "--sarif")):
                 files.write_bytes(folder / title, contents[option])
         log(f"page: {single / name}")
@@ -105,7 +105,7 @@ def _write(contents: dict[Path, bytes]) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as exc:
                 raise InputError(f"cannot write to {path.parent}: {exc.strerror or exc}") from exc
-            files.write_bytes(path, data)
+            files.write_bytes(path, data, new=True)
             written.append(path)
     except InputError:
         for path in written:
