@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeguard import files, folders
+from edgeguard import files
 from edgeguard.errors import InputError
 
 LIMIT = 1 << 20
@@ -69,46 +69,34 @@ def test_sha256(tmp_path: Path) -> None:
     assert files.sha256(tmp_path / "file") == hashlib.sha256(data).hexdigest()
 
 
-def test_a_folder_appears_only_when_complete(tmp_path: Path) -> None:
-    out = tmp_path / "deep" / "out"
-    with folders.folder_transaction(out) as folder:
-        (folder / "file").write_text("x")
-        assert not out.exists()
-    assert (out / "file").read_text() == "x"
-    assert out.stat().st_mode & 0o777 == 0o755
-    assert list(out.parent.iterdir()) == [out]
+def test_a_new_file_is_never_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    files.write_bytes(path, b"one", new=True)
+    for link in (os.link, refuse):  # a file system that knows one name a file
+        monkeypatch.setattr(os, "link", link)
+        with pytest.raises(InputError, match="file exists already; another process wrote it meanwhile"):
+            files.write_bytes(path, b"two", new=True)
+    files.write_bytes(tmp_path / "other", b"three", new=True)
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == {"file": b"one", "other": b"three"}
 
 
-def test_a_failed_folder_leaves_nothing(tmp_path: Path) -> None:
-    def fail() -> None:
-        with folders.folder_transaction(tmp_path / "out") as folder:
-            (folder / "file").write_text("x")
-            raise RuntimeError("broken")
-
-    with pytest.raises(RuntimeError, match="broken"):
-        fail()
-    assert list(tmp_path.iterdir()) == []
+def refuse(*_: object) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
 
 
-def test_a_folder_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
-    def race() -> None:
-        with folders.folder_transaction(tmp_path / "out"):
-            (tmp_path / "out").mkdir()
+def test_writers_of_one_file_do_not_share_a_temporary_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    sync = os.fsync
 
-    with pytest.raises(InputError, match="exists already"):
-        race()
-    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    def look(handle: int) -> None:
+        seen.extend(path.name for path in tmp_path.iterdir())
+        sync(handle)
 
-
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "there").mkdir()
-    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    for name in ("there", "dangling"):
-        with pytest.raises(InputError, match=r"exists already; name a new folder with --out"):
-            folders.new_folder(tmp_path / name)
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="cannot write to"), folders.folder_transaction(tmp_path / "file" / "out"):
-        pass
+    monkeypatch.setattr(os, "fsync", look)
+    for _ in range(2):
+        files.write_bytes(tmp_path / "file", b"x")
+    temporary = {name for name in seen if name != "file"}
+    assert len(temporary) == 2
 
 
 def npy(shape: str, dtype: str = "'|u1'", data: bytes = b"") -> bytes:

@@ -95,7 +95,7 @@ def harden(job: HardenJob, out: Path, listener: Listener, command: str = "", pro
     """
     if processes.first:
         if (out / CONFIG).is_file():
-            raise InputError(f"{out} exists already, a run; go on with it with --resume {out}, or name a new folder with --out")
+            raise InputError(f"{out} exists already, a run; continue it with --resume {out}, or name a new folder with --out")
         folders.new_folder(out)
     device = choose_device(job.device, processes)
     train, test = load_splits(job.data, job.image_size, seed=job.config.seed)

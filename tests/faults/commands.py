@@ -42,6 +42,11 @@ class Begun:
     pid: int
     logs: Path
 
+    def output(self) -> str:
+        """What is on its stdout so far."""
+        path = self.logs / "stdout"
+        return path.read_text().strip() if path.is_file() else ""
+
 
 class Nursery:
     """Runs commands, see `nursery.py`; a context manager. logs: folder for outputs. environment: of all commands."""

@@ -64,13 +64,14 @@ CALIBRATE = Job(
     "calibrate", ("calibrate", "--model", "resnet8", "--data", DATA, "--bits", "8", "--calibration-images", "32", "--eval-limit",
                   "40", "--threads", "1", "--out", "calibrated"), ("data",), "calibrated",
 )  # fmt: skip
-EXPORT = Job("export", ("export", "run", "--bits", "2", "--proof-images", "8", "--out", "artifact-2"), ("data", "run"), "artifact-2")
+EXPORT = Job("export", ("export", "run", "--bits", "2", "--proof-images", "8", "--out", "artifact-2"), ("data", "run"),
+             "artifact-2")  # fmt: skip
 POOL = Job("export --pool", ("export", "run", "--pool", "--bits", "8,2", "--proof-images", "8", "--seed", "1", "--out", "pool"),
            ("data", "run"), "pool")  # fmt: skip
 VERIFY = Job("verify", ("verify", "artifact", *ATTACKING, "--out", "verified"), ("data", "artifact"), "verified")
 ATTACK = Job(
-    "attack", ("attack", "artifact", "--attack", "a-qapa", "--patch-size", "4", "--steps", "4", "--limit", "40", "--out", "attacked"),
-    ("data", "artifact"), "attacked",
+    "attack", ("attack", "artifact", "--attack", "a-qapa", "--patch-size", "4", "--steps", "4", "--limit", "40", "--out",
+               "attacked"), ("data", "artifact"), "attacked",
 )  # fmt: skip
 REPORT = Job("report", ("report", "earlier", "--out", "pages"), ("earlier",), "pages")
 PAGE = Job("report --html", ("report", "earlier", "--html", "page.html"), ("earlier",), "page.html")
@@ -83,6 +84,7 @@ class Workshop:
     def __init__(self, folder: Path, nursery: Nursery) -> None:
         self.folder, self.nursery, self._count = folder, nursery, 0
         self._whole: dict[str, tuple[dict[str, str], Ended]] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}
         self._store = folder / "needs"
         self._store.mkdir(parents=True)
         for split, count in (("train", 96), ("test", 64)):
@@ -90,7 +92,8 @@ class Workshop:
             images = digits.images(np.arange(count)).transpose(0, 2, 3, 1)
             np.savez(self._store / f"digits-{split}.npz", images=images, labels=digits.labels)
         self._must("harden", *TRAINING, "--out", "run")
-        begun = self.nursery.run(self._store, *HARDEN.command[:-1], "begun", fault={"at": "named checkpoint.safetensors 2", "act": "kill"})
+        fault = {"at": "named checkpoint.safetensors 2", "act": "kill"}
+        begun = self.nursery.run(self._store, *HARDEN.command[:-1], "begun", fault=fault)
         assert begun.code == -9, begun
         self._must("export", "run", "--bits", "8", "--proof-images", "8", "--out", "artifact")
         self._must("verify", "artifact", *ATTACKING, "--out", "earlier")
@@ -120,19 +123,31 @@ class Workshop:
             assert ended.code == 0, ended.stderr
             assert not leftovers(folder)
             self._whole[job.name] = contents(folder / job.out), ended
+            paths = [path for path in [folder / job.out, *(folder / job.out).rglob("*")] if path.is_file()]
+            sizes = [path.stat().st_size for path in paths]
+            self._sizes[job.name] = max(sizes), sum(sizes)
             shutil.rmtree(folder)
         return self._whole[job.name]
 
-    def end_as_whole(self, job: Job, folder: Path) -> Ended | None:
+    def end_as_whole(self, job: Job, folder: Path, nursery: Nursery | None = None) -> Ended | None:
         """Type what a user would type now, and hold the result against an undisturbed one."""
         command, ended = job.after(folder), None
         if command is not None:
-            ended = self.nursery.run(folder, *command)
+            ended = (nursery or self.nursery).run(folder, *command)
             assert ended.code == 0, ended.stderr
             assert "Traceback" not in ended.stderr, ended.stderr
+        self.same(job, folder)
+        return ended
+
+    def same(self, job: Job, folder: Path) -> None:
+        """Raises AssertionError unless the job's result is that of an undisturbed run; says which files differ."""
         found, wanted = contents(folder / job.out), self.whole(job)[0]
         assert found == wanted, sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-        return ended
+
+    def sizes(self, job: Job) -> tuple[int, int]:
+        """Bytes of the largest file of the job's result, and of all."""
+        self.whole(job)
+        return self._sizes[job.name]
 
 
 def contents(path: Path) -> dict[str, str]:
@@ -154,7 +169,8 @@ def contents(path: Path) -> dict[str, str]:
 
 def leftovers(folder: Path) -> list[str]:
     """Files and folders that an undisturbed job does not leave."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.name.startswith(".") or path.suffix == ".unfinished")
+    left = [path for path in folder.rglob("*") if path.name.startswith(".") or path.suffix == ".unfinished"]
+    return sorted(str(path.relative_to(folder)) for path in left)
 
 
 def _run(path: Path) -> None:
