@@ -271,9 +271,8 @@ def _train(run: Run, trainer: Trainer, test: Dataset, eval_limit: int, listener:
                 save(run, trainer)
                 listener.on_epoch(metrics)
             of_epoch.clear()
-            if trainer.processes.any(interrupted()) and not trainer.finished:
+            if trainer.processes.any(interrupted()) and not trainer.finished:  # all wait here for the first one
                 raise KeyboardInterrupt
-            trainer.processes.wait()
     if trainer.processes.first and not lines:
         raise InputError(f"{run.path} is trained to its end, and {METRICS} is not there; export it without, or train it again")
     return run

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from jobs import EXPORT, HARDEN, JOBS, VERIFY, Job, Workshop, contents, leftovers, read_all
 
 WORDS = {
-    "write": "{name} is in its temporary file", "name": "before {name} gets its name", "named": "{name} has its name",
+    "name": "{name} is written and has not got its name", "named": "{name} has its name",
     "make": "before the folder {name} is made", "remove": "before {name} is removed", "step": "after the optimizer's step",
     "ask": "before the engine is called",
 }  # fmt: skip
 THOROUGH = (HARDEN, EXPORT, VERIFY)
-BRIEF = ("write", "name", "named")
-"""What is tried of the other jobs, of their last file."""
+LAST = 3
+"""Points that are tried of the other jobs, around their last file."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,19 @@ class Outcome:
 
 
 def points(job: Job, operations: tuple[str, ...]) -> Iterator[Point]:
-    """Of each kind of operation the last of a job, and steps and calls of the engine spread over it."""
+    """Of each kind of operation the last of a job, files half written, and steps and calls of the engine spread over it."""
     last: dict[str, str] = {}
     for operation in operations:
         last[operation.rsplit(" ", 1)[0]] = operation
     if job not in THOROUGH:
-        last = {name: at for name, at in last.items() if name.startswith(BRIEF)}
-        names = sorted(last, key=lambda name: operations.index(last[name]))
-        last = {name: last[name] for name in names[-4:]}
+        files = [name for name in last if name.startswith(("write ", "name ", "named "))]
+        last = {name: last[name] for name in sorted(files, key=lambda name: operations.index(last[name]))[-LAST:]}
     for name, at in last.items():
         if name in ("step", "ask"):
             number = int(at.rsplit(" ", 1)[1])
             yield from (Point(job, f"{name} {chosen}") for chosen in sorted({1, max(1, number // 2), number}))
             continue
-        if name.startswith("write "):
-            yield Point(job, at, half=True)
-        yield Point(job, at)
+        yield Point(job, at, half=name.startswith("write "))
 
 
 def kill(workshop: Workshop, point: Point) -> Outcome:

@@ -28,7 +28,7 @@ def test_points_are_found_in_what_a_job_does() -> None:
     operations = ("make x 1", "write a 1", "name a 1", "named a 1", "write a 2", "name a 2", "step 1", "step 2", "step 3", "end")
     found = list(points(HARDEN, operations))
     assert [(one.at, one.half) for one in found] == [
-        ("make x 1", False), ("write a 2", True), ("write a 2", False), ("name a 2", False), ("named a 1", False),
-        ("step 1", False), ("step 3", False), ("end", False),
+        ("make x 1", False), ("write a 2", True), ("name a 2", False), ("named a 1", False), ("step 1", False), ("step 3", False),
+        ("end", False),
     ]  # fmt: skip
     assert len({one.words for one in found}) == len(found)
