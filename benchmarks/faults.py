@@ -128,7 +128,7 @@ def tables(document: dict[str, Any]) -> dict[str, str]:
     counts = [(TITLES[kind], job, len(found), sum(found)) for (kind, job), found in groups.items()]
     counts.sort(key=lambda row: (list(TITLES.values()).index(row[0]), row[1]))
     counts.append(("all", "", len(rows), sum(row["right"] for row in rows)))
-    said = [(row["fault"], row["said"]) for row in rows if row["kind"] == "server"]
+    said = [(row["fault"], str(row["said"]).partition("; what was found")[0]) for row in rows if row["kind"] == "server"]
     disk = [(row["job"], row["fault"], row["said"]) for row in rows if row["kind"] == "disk"]
     return {
         "counts": table(("fault", "command", "tried", "as it should be"), counts),

@@ -88,10 +88,14 @@ def emit(document: Any, text: str, as_json: bool) -> None:
 def end_streams() -> None:
     """Give up what cannot be written of stdout and stderr, over which the interpreter would stumble at its end."""
     for stream in (sys.stdout, sys.stderr):
+        if stream is None:  # the process was started without it
+            continue
         try:
             stream.flush()
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def command_line() -> str:
