@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import re
 import struct
 import sys
 import tokenize
@@ -45,14 +46,19 @@ END_OF_ARCHIVE, END_OF_LARGE_ARCHIVE = b"PK\5\6", b"PK\6\7"
 def write_bytes(path: Path, data: bytes, *, new: bool = False) -> None:
     """Write a file under a temporary name in the same folder, then rename it.
 
-    new: never in place of a file that is there, not even of one that another process wrote meanwhile.
+    new: never in place of a file that is there, not even of one that another process wrote meanwhile; what a process that was
+    killed left half-written of it is removed.
 
     Raises:
         InputError: when the disk is full or the folder cannot be written; nothing is left behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    lock = None
     try:
+        if new:
+            locks.clear(path.parent, re.compile(rf"\.{re.escape(path.name)}\.[0-9]+\.[0-9a-f]{{8}}\.tmp"))
         with temporary.open("xb") as handle:
+            lock = locks.take(temporary) if new else None
             handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
@@ -68,6 +74,7 @@ def write_bytes(path: Path, data: bytes, *, new: bool = False) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        locks.release(lock)
 
 
 def _name_new(temporary: Path, path: Path) -> None:

@@ -73,8 +73,8 @@ def _claim(path: Path) -> tuple[Path, int | None]:
     mine = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\{PART}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for other in [entry for entry in path.parent.iterdir() if mine.fullmatch(entry.name)]:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for other in [entry for entry in path.parent.iterdir() if mine.fullmatch(entry.name) and entry.is_dir()]:
+            with contextlib.suppress(FileNotFoundError):
                 lock = locks.take(other)
                 if lock is not None:  # its process is gone
                     shutil.rmtree(other, ignore_errors=True)

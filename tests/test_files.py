@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import pickle
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeguard import files
+from edgeguard import files, locks
 from edgeguard.errors import InputError
 
 LIMIT = 1 << 20
@@ -78,6 +79,18 @@ def test_a_new_file_is_never_written_over(tmp_path: Path, monkeypatch: pytest.Mo
             files.write_bytes(path, b"two", new=True)
     files.write_bytes(tmp_path / "other", b"three", new=True)
     assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == {"file": b"one", "other": b"three"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no locks")
+def test_what_is_left_of_a_new_file_is_removed_unless_it_is_being_written(tmp_path: Path) -> None:
+    dead, living, others = (tmp_path / f".file.12.{number}2345678.tmp" for number in (1, 2, 3))
+    others = others.with_name(".other.12.12345678.tmp")
+    for path in (dead, living, others):
+        path.write_bytes(b"half")
+    lock = locks.take(living)
+    files.write_bytes(tmp_path / "file", b"x", new=True)
+    locks.release(lock)
+    assert {path.name for path in tmp_path.iterdir()} == {living.name, others.name, "file"}
 
 
 def refuse(*_: object) -> None:

@@ -70,7 +70,8 @@ def fill(workshop: Workshop, disk: Disk, job: Job, share: float) -> str:
     largest, total = workshop.sizes(job)
     if disk.mounted:
         disk.leave(int(share * total))
-    failed = workshop.nursery.run(folder, *job.command, file_bytes=None if disk.mounted else int(share * largest))
+    limit = None if disk.mounted else max(SMALLEST, int(share * largest))  # so much that a sentence fits into a log
+    failed = workshop.nursery.run(folder, *job.command, file_bytes=limit)
     if disk.mounted:
         disk.free()
     said = failed.sentence

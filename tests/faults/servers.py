@@ -45,7 +45,7 @@ class Served:
     """`edgeguard serve` of the workshop's artifact on one port, started as often as wanted."""
 
     def __init__(self, workshop: Workshop) -> None:
-        self.workshop, self.port = workshop, free_port()
+        self.workshop, self.port, self.calls = workshop, free_port(), 0
         self.folder = workshop.bench(VERIFY)
         self.before = contents(self.folder)
         self.url = f"http://127.0.0.1:{self.port}/v2/models/artifact"
@@ -55,7 +55,6 @@ class Served:
             ended = workshop.nursery.run(folder, *self.job.command)
             assert ended.code == 0, ended.stderr
             self.whole = contents(folder / self.job.out)
-        self.calls = 0
 
     def start(self, fault: dict[str, str] | None = None, wait: bool = True) -> Begun:
         begun = self.workshop.nursery.start(self.folder, "serve", "artifact", "--port", self.port, fault=fault, listed=True)
