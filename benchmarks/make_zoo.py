@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from edgeguard import files
+from edgeguard import files, folders
 from edgeguard.errors import EdgeGuardError, InputError
 from edgeguard.report.read import read_report
 from edgeguard.run import CHECKPOINT, CONFIG, METRICS, MODEL, Run
@@ -82,7 +82,7 @@ def pack(run: Run, packing: Packing, models: Path = MODELS) -> ZooModel:
     metrics = _metrics(run)
     tensors = {MODEL + name: value for name, value in run.load_model().state_dict().items()}
     _, state = run.read_checkpoint()
-    with files.folder_transaction(models / packing.name) as folder:
+    with folders.folder_transaction(models / packing.name) as folder:
         files.write_json(folder / CONFIG, config)
         packed = Run.load(folder)
         packed.write_checkpoint(tensors, {"step": state.get("step")})

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import io
 import json
 import math
 import os
-import shutil
+import re
 import struct
 import sys
-import tempfile
 import tokenize
 import warnings
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeguard import locks
 from edgeguard.errors import InputError
 
 if sys.version_info >= (3, 11):
@@ -42,22 +43,50 @@ MAX_DIRECTORY = 4 << 20
 END_OF_ARCHIVE, END_OF_LARGE_ARCHIVE = b"PK\5\6", b"PK\6\7"
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, new: bool = False) -> None:
     """Write a file under a temporary name in the same folder, then rename it.
+
+    new: never in place of a file that is there, not even of one that another process wrote meanwhile; what a process that was
+    killed left half-written of it is removed.
 
     Raises:
         InputError: when the disk is full or the folder cannot be written; nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    lock = None
     try:
-        with temporary.open("wb") as handle:
+        if new:
+            locks.clear(path.parent, re.compile(rf"\.{re.escape(path.name)}\.[0-9]+\.[0-9a-f]{{8}}\.tmp"))
+        with temporary.open("xb") as handle:
+            lock = locks.take(temporary) if new else None
             handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
-        temporary.replace(path)
+        if new:
+            _name_new(temporary, path)
+        else:
+            temporary.replace(path)
+        locks.sync(path.parent)
+    except FileExistsError as exc:
+        raise InputError(f"{path} exists already; another process wrote it meanwhile") from exc
     except OSError as exc:
-        temporary.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {exc.strerror or exc}") from exc
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        locks.release(lock)
+
+
+def _name_new(temporary: Path, path: Path) -> None:
+    """Give a file its name, unless there is one of that name: FileExistsError."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError as exc:  # a file system that knows one name a file, where the moment between the two lines remains
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from exc
+        temporary.replace(path)
 
 
 def write_json(path: Path, document: object) -> None:
@@ -266,28 +295,3 @@ def sha256(path: Path) -> str:
     except OSError as exc:
         raise InputError(f"cannot read {path}: {exc.strerror or exc}") from exc
     return digest.hexdigest()
-
-
-def new_folder(path: Path) -> Path:
-    """Refuse an output folder that exists already: nothing is ever overwritten."""
-    if path.exists() or path.is_symlink():
-        raise InputError(f"{path} exists already; name a new folder with --out")
-    return path
-
-
-@contextmanager
-def folder_transaction(path: Path) -> Iterator[Path]:
-    """Fill a temporary folder beside `path`; it becomes `path` only if the block succeeds."""
-    new_folder(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as exc:
-        raise InputError(f"cannot write to {path.parent}: {exc.strerror or exc}") from exc
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        new_folder(path)
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

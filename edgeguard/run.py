@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from edgeguard import files
+from edgeguard import files, folders
 from edgeguard.errors import InputError, shown
 from edgeguard.models import FloatModel, is_code, load_model
 from edgeguard.quant.model import Normalization, QuantizedModel, quantize_model
@@ -45,9 +45,16 @@ class Run:
     @staticmethod
     def create(path: Path, config: dict[str, Any]) -> Run:
         """Make the folder, which must not exist yet, and write the configuration, whose model is the caller's own."""
-        with files.folder_transaction(path) as folder:
-            files.write_json(folder / CONFIG, {"schema": SCHEMA, **config})
+        with folders.folder_transaction(path) as folder:
+            Run.begin(folder, config)
         return Run.load(path, trust_code=True)
+
+    @staticmethod
+    def begin(folder: Path, config: dict[str, Any]) -> Run:
+        """Write the configuration, whose model is the caller's own, into a folder that is there."""
+        document = {"schema": SCHEMA, **config}
+        files.write_json(folder / CONFIG, document)
+        return Run(folder, document, trust_code=True)
 
     @staticmethod
     def load(path: Path | str, trust_code: bool = False) -> Run:
@@ -98,6 +105,14 @@ class Run:
         limit = entry.get("max_weight_bits", QuantScheme.max_weight_bits)  # runs of version 0.1.0 have none
         return QuantScheme(self.widths, entry["boundary_bits"], entry["residual_bits"], entry["signed_activations"], limit)
 
+    def check_trust(self) -> None:
+        """Raises InputError where making the run's model would import code that is not trusted."""
+        if self.names_code and not self.trust_code:
+            raise InputError(
+                f"{self.path / CONFIG} names its model by code, {shown(self.config['model']['spec'])}, which would be imported "
+                "and run; if you know that code and trust it, add --trust-code"
+            )
+
     def float_model(self) -> FloatModel:
         """The run's float model with untrained weights: its architecture alone.
 
@@ -111,11 +126,7 @@ class Run:
             raise InputError(f"{self.path / CONFIG} does not describe a model: it has no {exc}") from exc
         if not isinstance(spec, str) or type(classes) is not int:
             raise InputError(f"{self.path / CONFIG} does not describe a model: spec {shown(spec)}, classes {shown(classes)}")
-        if self.names_code and not self.trust_code:
-            raise InputError(
-                f"{self.path / CONFIG} names its model by code, {shown(spec)}, which would be imported and run; if you know "
-                "that code and trust it, add --trust-code"
-            )
+        self.check_trust()
         model = load_model(spec, classes)
         return replace(model, mean=self._colours("mean", mean), std=self._colours("std", std))
 
@@ -159,15 +170,23 @@ class Run:
         data = safetensors.torch.save(plain, {STATE: json.dumps(state, sort_keys=True)})
         files.write_bytes(self.checkpoint, data)
 
+    def checkpoint_sha256(self) -> str:
+        """Hexadecimal SHA-256 of the last checkpoint. Raises InputError where there is none, or it cannot be read."""
+        return files.sha256(self._there())
+
+    def _there(self) -> Path:
+        if not self.checkpoint.is_file():
+            raise InputError(f"{self.checkpoint} does not exist: the run has not come to its first checkpoint; "
+                             f"wait for it, or go on with: edgeguard harden --resume {self.path}")  # fmt: skip
+        return self.checkpoint
+
     def read_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and state of the last checkpoint.
 
         Raises:
             InputError: missing, truncated or not a checkpoint of this project.
         """
-        path = self.checkpoint
-        if not path.is_file():
-            raise InputError(f"{path} does not exist; the run has no checkpoint yet, continue it with --resume")
+        path = self._there()
         try:
             with safe_open(path, framework="pt") as handle:
                 metadata = handle.metadata() or {}

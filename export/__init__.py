@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgeguard
-from edgeguard import files
+from edgeguard import folders
 from edgeguard.artifact import GRAPH, ONNX_MODEL, Artifact, write_manifest
 from edgeguard.errors import ExportError, InputError, require
 from edgeguard.graph import Conv, IntegerGraph, Linear
@@ -56,7 +56,7 @@ def export_artifact(
     _check_weights(graph, profile)
     module, extra = PACKAGES["ort" if onnx_only else profile.runtime]
     packages = {"onnx": require("onnx", "train"), module: require(module, extra)}
-    with files.folder_transaction(out) as folder:
+    with folders.folder_transaction(out) as folder:
         save_graph(graph, folder / GRAPH)
         _write(graph, folder / ONNX_MODEL, profile)
         proof = _prove(graph, folder / ONNX_MODEL, images, profile, allow_float, onnx_only, repeat)
@@ -91,7 +91,7 @@ def export_pool(
         check_probabilities(probabilities, "the pool")
         if len(probabilities) != len(widths):
             raise InputError(f"a pool of {len(widths)} members needs as many probabilities, got {len(probabilities)}")
-    with files.folder_transaction(out) as folder:
+    with folders.folder_transaction(out) as folder:
         for width in widths:
             export_member(width, folder / width)
         write_pool(folder, widths, probabilities, seed)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeguard import files
+from edgeguard import files, folders
 from edgeguard.artifact import MANIFEST, Artifact
 from edgeguard.errors import InputError, require
 from edgeguard.targets import open_engine
@@ -57,8 +55,8 @@ def bench(artifact: Artifact, batches: tuple[int, ...] = (1, 32), rounds: int = 
         on_round()
         return done < rounds
 
-    with tempfile.TemporaryDirectory(prefix="edgeguard-") as folder, open_engine(artifact, runtime, threads) as engine:
-        path = Path(folder) / "float.onnx"
+    with folders.temporary_folder() as folder, open_engine(artifact, runtime, threads) as engine:
+        path = folder / "float.onnx"
         onnx.save(float_onnx(graph), path)
         session = open_session(path, threads)
         name = session.get_inputs()[0].name

@@ -7,7 +7,6 @@ is read from the runtime's own optimized graph. What cannot be matched, or is no
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import onnx
 
+from edgeguard import folders
 from edgeguard.errors import EngineError, InputError, require
 from edgeguard.export.kernels import (
     DYNAMIC_KERNELS,
@@ -75,8 +75,8 @@ def _optimized(path: Path) -> onnx.ModelProto:
     Raises:
         InputError: with the runtime's reason for not loading the file.
     """
-    with tempfile.TemporaryDirectory(prefix="edgeguard-") as folder:
-        file = Path(folder) / "optimized.onnx"
+    with folders.temporary_folder() as folder:
+        file = folder / "optimized.onnx"
         try:
             session = open_session(path, threads=1, optimized=file)
         except EngineError as exc:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 import onnx
 from onnx import TensorProto, helper
 
+from edgeguard import folders
 from edgeguard.errors import EngineError
 from edgeguard.export.kernels import CONVOLUTIONS, KNOWN, RECURRENT, TRANSPOSED, WEIGHT_INPUT
 from edgeguard.export.onnx_scope import elements
@@ -27,8 +26,8 @@ def infer_shapes(model: onnx.ModelProto, wanted: Iterable[str]) -> dict[str, Sha
     Returns: sizes, or a name or None where the runtime knows none; None when it cannot load the model so.
     """
     skeleton = _skeleton(model, wanted)
-    with tempfile.TemporaryDirectory(prefix="edgeguard-") as folder:
-        file = Path(folder) / "shapes.onnx"
+    with folders.temporary_folder() as folder:
+        file = folder / "shapes.onnx"
         file.write_bytes(skeleton.SerializeToString())
         try:
             session = open_session(file, threads=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from edgeguard import folders
 from edgeguard import graph as g
 from edgeguard.errors import ExportError
 from edgeguard.export.kernels import (
@@ -155,8 +155,8 @@ class _StoredModel:
 
 def _kernels(path: Path, stored: _StoredModel, wide: bool) -> tuple[dict[str, str], list[dict[str, Any]], str]:
     """Operation type of each layer in the optimized graph; the operations there that belong to none; the provider."""
-    with tempfile.TemporaryDirectory(prefix="edgeguard-") as folder:
-        optimized = Path(folder) / "optimized.onnx"
+    with folders.temporary_folder() as folder:
+        optimized = folder / "optimized.onnx"
         provider = write_optimized(path, optimized, wide)
         model = onnx.load(optimized)
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}

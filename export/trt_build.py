@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edgeguard import files
+from edgeguard import files, folders
 from edgeguard.errors import EngineError, ExportError, InputError, require
 from edgeguard.export.trt_layers import LayerPrecision, as_json, read_layers, require_int8, weighted_layers
 from edgeguard.export.trt_rules import require_rules
@@ -121,9 +120,9 @@ def rebuild_spread(
     output = load_model(onnx_path).graph.output[0]
     classes = output.type.tensor_type.shape.dim[1].dim_value
     hashes, logits = [], []
-    with tempfile.TemporaryDirectory(prefix="edgeguard-") as folder:
+    with folders.temporary_folder() as folder:
         for index in range(repeat):
-            plan = Path(folder) / f"{index}.plan"
+            plan = folder / f"{index}.plan"
             own = BuildOptions(options.batches, options.workspace_bytes, None, options.device)
             hashes.append(build_plan(onnx_path, plan, own)["plan_sha256"])
             channels, height, width = images.shape[1:]

@@ -101,9 +101,11 @@ class HttpClient(Client):
                     response.close()
             except ssl.SSLCertVerificationError as exc:
                 raise EngineError(f"{self._address.url}: the server's certificate is not trusted: {exc.verify_message}") from exc
-            except (OSError, http.client.HTTPException, ValueError) as exc:
-                if deadline.passed or isinstance(exc, TimeoutError):
+            except (OSError, http.client.HTTPException, ValueError, Again) as exc:
+                if deadline.passed or isinstance(exc, TimeoutError):  # whatever it looks like, its end was the cut
                     raise Again(f"no whole answer came within {seconds:g} s") from exc
+                if isinstance(exc, Again):
+                    raise
                 raise _failure(exc, self._address.url) from exc
             if deadline.passed:  # its end was the cut
                 raise Again(f"no whole answer came within {seconds:g} s")

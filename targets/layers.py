@@ -7,7 +7,6 @@ provider, kernels of each product. Whether that changed an answer can be told fr
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeguard import folders
 from edgeguard.artifact import Artifact
 from edgeguard.errors import EngineError, InputError, require
 from edgeguard.graph import IntegerGraph
@@ -155,8 +155,8 @@ def _session(path: Path, graph: IntegerGraph, runtime: str, outputs: list[str], 
     onnx = require("onnx", "train")
     model = onnx.load(path, load_external_data=False)
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in outputs)
-    with tempfile.TemporaryDirectory(prefix="edgeguard-") as folder:
-        larger = Path(folder) / "layers.onnx"
+    with folders.temporary_folder() as folder:
+        larger = folder / "layers.onnx"
         larger.write_bytes(model.SerializeToString())
         if runtime == "ort":
             from edgeguard.targets.ort import open_session

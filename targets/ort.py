@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeguard.errors import EngineError, require
+from edgeguard.errors import EngineError, InputError, require
 from edgeguard.targets import BaseEngine
 
 PROVIDER = "CPUExecutionProvider"
@@ -90,6 +90,9 @@ def open_session(path: Path, threads: int = 0, optimized: Path | None = None, wi
 
     Args:
         optimized: file to which the runtime writes the graph that it will execute, after all its optimizations.
+
+    Raises:
+        EngineError: the model cannot be loaded. InputError: that file cannot be written.
     """
     ort = require("onnxruntime", None)
     options = ort.SessionOptions()
@@ -102,6 +105,8 @@ def open_session(path: Path, threads: int = 0, optimized: Path | None = None, wi
     try:
         return ort.InferenceSession(str(path), options, providers=[PROVIDER])
     except Exception as exc:
+        if optimized is not None and optimized.exists():  # it is begun after the model was loaded
+            raise InputError(f"onnxruntime cannot write {optimized}: {exc}; is the disk full? TMPDIR names another place") from exc
         raise EngineError(f"onnxruntime {ort.__version__} cannot load {path}: {exc}") from exc
 
 

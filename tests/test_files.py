@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import pickle
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeguard import files
+from edgeguard import files, locks
 from edgeguard.errors import InputError
 
 LIMIT = 1 << 20
@@ -69,46 +70,46 @@ def test_sha256(tmp_path: Path) -> None:
     assert files.sha256(tmp_path / "file") == hashlib.sha256(data).hexdigest()
 
 
-def test_a_folder_appears_only_when_complete(tmp_path: Path) -> None:
-    out = tmp_path / "deep" / "out"
-    with files.folder_transaction(out) as folder:
-        (folder / "file").write_text("x")
-        assert not out.exists()
-    assert (out / "file").read_text() == "x"
-    assert out.stat().st_mode & 0o777 == 0o755
-    assert list(out.parent.iterdir()) == [out]
+def test_a_new_file_is_never_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    files.write_bytes(path, b"one", new=True)
+    for link in (os.link, refuse):  # a file system that knows one name a file
+        monkeypatch.setattr(os, "link", link)
+        with pytest.raises(InputError, match="file exists already; another process wrote it meanwhile"):
+            files.write_bytes(path, b"two", new=True)
+    files.write_bytes(tmp_path / "other", b"three", new=True)
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == {"file": b"one", "other": b"three"}
 
 
-def test_a_failed_folder_leaves_nothing(tmp_path: Path) -> None:
-    def fail() -> None:
-        with files.folder_transaction(tmp_path / "out") as folder:
-            (folder / "file").write_text("x")
-            raise RuntimeError("broken")
-
-    with pytest.raises(RuntimeError, match="broken"):
-        fail()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
-    def race() -> None:
-        with files.folder_transaction(tmp_path / "out"):
-            (tmp_path / "out").mkdir()
-
-    with pytest.raises(InputError, match="exists already"):
-        race()
-    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no locks")
+def test_what_is_left_of_a_new_file_is_removed_unless_it_is_being_written(tmp_path: Path) -> None:
+    dead, living, others = (tmp_path / f".file.12.{number}2345678.tmp" for number in (1, 2, 3))
+    others = others.with_name(".other.12.12345678.tmp")
+    for path in (dead, living, others):
+        path.write_bytes(b"half")
+    lock = locks.take(living)
+    files.write_bytes(tmp_path / "file", b"x", new=True)
+    locks.release(lock)
+    assert {path.name for path in tmp_path.iterdir()} == {living.name, others.name, "file"}
 
 
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "there").mkdir()
-    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    for name in ("there", "dangling"):
-        with pytest.raises(InputError, match=r"exists already; name a new folder with --out"):
-            files.new_folder(tmp_path / name)
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="cannot write to"), files.folder_transaction(tmp_path / "file" / "out"):
-        pass
+def refuse(*_: object) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+def test_writers_of_one_file_do_not_share_a_temporary_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    sync = os.fsync
+
+    def look(handle: int) -> None:
+        seen.extend(path.name for path in tmp_path.iterdir())
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", look)
+    for _ in range(2):
+        files.write_bytes(tmp_path / "file", b"x")
+    temporary = {name for name in seen if name != "file"}
+    assert len(temporary) == 2
 
 
 def npy(shape: str, dtype: str = "'|u1'", data: bytes = b"") -> bytes:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SIBLINGS = ("export", "targets", "calib")
 CORE = {
     "__init__", "errors", "inttype", "files", "graph", "graph_nodes", "graph_check", "graph_io", "patch", "artifact", "inspection",
-    "statistics", "pool_artifact", "memory", "open_inference", "secrets",
+    "statistics", "pool_artifact", "memory", "open_inference", "secrets", "locks", "folders",
 }  # fmt: skip
 
 INTERNAL: dict[str, set[str]] = {

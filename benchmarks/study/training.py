@@ -23,7 +23,7 @@ from typing import Any
 import typer.main
 from make_zoo import public_config
 
-from edgeguard import files, zoo
+from edgeguard import files, folders, zoo
 from edgeguard.cli.app import app
 from edgeguard.defences.config import passes_per_batch
 from edgeguard.defences.job import job_from_json
@@ -83,7 +83,7 @@ class Trainer:
     def _packed(self, run: Run, cell: Cell) -> Run:
         """The run without the state of its training, and without paths of this machine."""
         if not self.model(cell).is_dir():
-            with files.folder_transaction(self.model(cell)) as folder:
+            with folders.folder_transaction(self.model(cell)) as folder:
                 files.write_json(folder / CONFIG, public_config(run, None))
                 tensors = {MODEL + name: value for name, value in run.load_model().state_dict().items()}
                 Run.load(folder).write_checkpoint(tensors, {"step": run.read_checkpoint()[1]["step"]})

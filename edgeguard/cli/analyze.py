@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgeguard import files
+from edgeguard import files, folders
 from edgeguard.artifact import Artifact
 from edgeguard.cli.console import ConfigOption, JsonOption, OutOption, emit, integers, output_folder, progress_bars
 from edgeguard.cli.judged_data import judged_data
@@ -48,12 +48,12 @@ def analyze(
     )  # fmt: skip
     loaded = [Artifact.load(path) for path in artifacts]
     given = load_patch(patch) if patch is not None else None
-    folder = files.new_folder(output_folder(out, f"{loaded[0].path.resolve().name}-analysis"))
+    folder = folders.new_folder(output_folder(out, f"{loaded[0].path.resolve().name}-analysis"))
     judged, crafted = judged_data(loaded[0], data, crafts=True)
     with progress_bars() as progress:
         document = run(loaded, judged, crafted, options, patch=given, progress=Stages(progress),
                        command=["edgeguard", *sys.argv[1:]])  # fmt: skip
-    with files.folder_transaction(folder) as part:
+    with folders.folder_transaction(folder) as part:
         files.write_json(part / ANALYSIS_JSON, document)
         files.write_bytes(part / ANALYSIS_HTML, render_analysis(document).encode())
     emit(document, f"{format_analysis(document)}\npage: {folder / ANALYSIS_HTML}", as_json)

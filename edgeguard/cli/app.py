@@ -66,13 +66,15 @@ def main() -> None:
     except EdgeGuardError as exc:
         if console.settings.debug:
             traceback.print_exc()
-        print(f"edgeguard: {exc}", file=sys.stderr)
+        console.log(f"edgeguard: {exc}")
         sys.exit(exc.exit_code)
     except OSError as exc:
         if console.settings.debug:
             traceback.print_exc()
-        print(f"edgeguard: {printable(_of_the_system(exc))}", file=sys.stderr)
+        console.log(f"edgeguard: {printable(_of_the_system(exc))}")
         sys.exit(InputError.exit_code)
     except KeyboardInterrupt:
-        print("edgeguard: interrupted", file=sys.stderr)
+        console.log("edgeguard: interrupted")
         sys.exit(INTERRUPTED)
+    finally:
+        console.end_streams()

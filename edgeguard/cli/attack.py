@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgeguard import files
+from edgeguard import folders
 from edgeguard.artifact import Artifact
 from edgeguard.attacks.api import Found
 from edgeguard.cli.console import ConfigOption, JsonOption, OutOption, emit, integers, log, output_folder, progress_bars
@@ -101,14 +101,14 @@ def attack(
         require("matplotlib", "report")
     source = opened(artifact, Artifact.load, twin, token_file, tls_ca, **remote)
     check_target(source, options)
-    folder = files.new_folder(output_folder(out, f"{name_of(source)}-attack"))
+    folder = folders.new_folder(output_folder(out, f"{name_of(source)}-attack"))
     if options.differentiates:
         require("torch", "train")
     split = split_images(*data_of(source, data, options.universal), options)
     with progress_bars() as progress:
         made = craft(source, split, options, transforms, optimizer, Stages(progress))
     names = ["patch"] if len(made) == 1 else [f"patch-{number}" for number in range(1, len(made) + 1)]
-    with files.folder_transaction(folder) as part:
+    with folders.folder_transaction(folder) as part:
         document = write_bundle(
             part, source, split, options,
             [(f"{name}.npz", one.plan, one.found, one.settings) for name, one in zip(names, made, strict=True)],

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 import edgeguard
-from edgeguard import files
+from edgeguard import files, folders
 from edgeguard.artifact import Artifact
 from edgeguard.certify import SCHEMA, Defended, MaskSet, certificate, contradictions, format_certificate
 from edgeguard.certify.document import share
@@ -97,7 +97,7 @@ def certify(
     remote = {"timeout": timeout, "patience": patience, "in_flight": in_flight, "rate": rate, "pixel_max": pixel_max}
     source = opened(artifact, Artifact.load, twin, token_file, tls_ca, **remote)
     check_runtime(source, runtime, threads)
-    folder = files.new_folder(output_folder(out, f"{name_of(source)}-certify"))
+    folder = folders.new_folder(output_folder(out, f"{name_of(source)}-certify"))
     dataset, _ = data_of(source, data, False)
     shape = shape_of(source, dataset.image_shape)
     if dataset.image_shape != shape:
@@ -121,7 +121,7 @@ def certify(
             **measured, "options": _options(patch_size, masks, fill, limit, seed, batch_size, attack_places, threads, patches),
             "environment": _environment(engine),
         }  # fmt: skip
-    with files.folder_transaction(folder) as target:
+    with folders.folder_transaction(folder) as target:
         files.write_json(target / CERTIFICATE, document)
     emit(document, f"{format_certificate(document)}\ncertificate: {folder / CERTIFICATE}", as_json)
     if check is not None and document["attack_check"]["contradictions"]:

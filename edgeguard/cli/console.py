@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -24,7 +26,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from edgeguard import files
+from edgeguard import files, folders
 from edgeguard.errors import InputError, MissingDependency, require
 from edgeguard.report.html import render_html
 
@@ -60,13 +62,36 @@ def progress_bars() -> Iterator[Progress]:
 
 
 def log(message: str) -> None:
-    """One line for a person, on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """One line for a person, on stderr. Where it cannot be written, the work goes on without."""
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
 
 
 def emit(document: Any, text: str, as_json: bool) -> None:
-    """The result, on stdout: a JSON document alone, or text."""
-    print(files.to_json(document).rstrip("\n") if as_json else text)
+    """The result, on stdout: a JSON document alone, or text.
+
+    Raises:
+        InputError: the file that stdout is sent to cannot be written. BrokenPipeError: its reader has gone.
+    """
+    try:
+        print(files.to_json(document).rstrip("\n") if as_json else text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        raise InputError(f"cannot write the standard output: {exc.strerror or exc}") from exc
+
+
+def end_streams() -> None:
+    """Give up what cannot be written of stdout and stderr, over which the interpreter would stumble at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None:  # the process was started without it
+            continue
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def command_line() -> str:
@@ -87,14 +112,20 @@ def write_report(report: Mapping[str, Any], out: Path) -> Path:
 
     Returns: the page; on a device without the extra that draws its charts, which is said, the JSON.
     """
-    with files.folder_transaction(out) as folder:
-        files.write_json(folder / REPORT_JSON, report)
-        try:
-            files.write_bytes(folder / REPORT_HTML, render_html(report).encode())
-        except MissingDependency as exc:
-            log(f"{REPORT_HTML} is not drawn: {exc}; then, here or elsewhere: edgeguard report {out / REPORT_JSON}")
-            return out / REPORT_JSON
-    return out / REPORT_HTML
+    with folders.folder_transaction(out) as folder:
+        name = fill_report(report, folder, out)
+    return out / name
+
+
+def fill_report(report: Mapping[str, Any], folder: Path, known_as: Path) -> str:
+    """The same into a folder that is there, known as another to the user. Returns: the name of the file to look at."""
+    files.write_json(folder / REPORT_JSON, report)
+    try:
+        files.write_bytes(folder / REPORT_HTML, render_html(report).encode())
+    except MissingDependency as exc:
+        log(f"{REPORT_HTML} is not drawn: {exc}; then, here or elsewhere: edgeguard report {known_as / REPORT_JSON}")
+        return REPORT_JSON
+    return REPORT_HTML
 
 
 def limit_threads(threads: int) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgeguard import files
+from edgeguard import folders
 from edgeguard.cli.console import JsonOption, OutOption, emit, log, output_folder, progress_bars, write_report
 from edgeguard.errors import require
 
@@ -24,7 +24,7 @@ def demo(
     for module in ("torch", "brevitas", "onnx"):
         require(module, "train")
     folder = output_folder(out, "demo")
-    files.new_folder(folder)
+    folders.new_folder(folder)
     reports = _run(folder, seed)
     rows = [f"{'bits':>5} {'accuracy':>9} {'ASR':>7}  95 % interval    integer MACs  twin identical"]
     for bits, report in reports.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeguard import files
+from edgeguard import folders
 from edgeguard.artifact import Artifact
 from edgeguard.data import load_splits
 from edgeguard.errors import InputError
@@ -30,13 +30,14 @@ def export_run(run: Run, bits: str, target: str | TargetProfile, out: Path, data
         InputError: a width the run was not made for, or data of another image shape. ExportError: it does not lower, or
         the proof fails.
     """
-    files.new_folder(out)
+    folders.new_folder(out)
     width = parse_width(bits)
     if width not in run.widths:
         names = ", ".join(str(known) for known in run.widths)
         raise InputError(f"{run.path} was not trained at {width} bits; its widths are {names}")
     if proof_images < 1:
         raise InputError(f"the proof needs at least one image, got {proof_images}")
+    checkpoint_sha256 = run.checkpoint_sha256()
     training, model = _Training.of(run), run.load_model()
     shape = training.image_shape
     _, test = load_splits(data or training.data, training.image_size)
@@ -44,8 +45,10 @@ def export_run(run: Run, bits: str, target: str | TargetProfile, out: Path, data
         raise InputError(f"{data or training.data} has images of {test.image_shape}, the run was made with {shape}")
     images = test.images(np.arange(min(proof_images, len(test))))
     graph = lower(model, width, shape)
+    if run.checkpoint_sha256() != checkpoint_sha256:
+        raise InputError(f"{run.path} was trained further while it was read; export it when its training has ended")
     source = {
-        "run_checkpoint_sha256": files.sha256(run.checkpoint),
+        "run_checkpoint_sha256": checkpoint_sha256,
         "method": training.method,
         "model": run.config["model"],
         "data": run.config["data"],

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgeguard import files
+from edgeguard import files, folders
 from edgeguard.cli.console import REPORT_HTML, REPORT_JSON, JsonOption, OutOption, emit, log, output_folder
 from edgeguard.errors import InputError
 from edgeguard.report.compare import compare
@@ -51,7 +51,7 @@ def report(
         return
     single = output_folder(out, "report") if out is not None or not named else None
     if single is not None:
-        files.new_folder(single)
+        folders.new_folder(single)
     found = _read(reports)
     documents = [document for _, document in found]
     if html is not None or single is not None:
@@ -66,7 +66,7 @@ def report(
     _write({path: contents[option] for option, path in named.items()})
     if single is not None:
         name = REPORT_HTML if len(documents) == 1 else COMPARISON_HTML
-        with files.folder_transaction(single) as folder:
+        with folders.folder_transaction(single) as folder:
             for title, option in ((name, "--html"), (JUNIT_XML, "--junit"), (SARIF_JSON, "--sarif")):
                 files.write_bytes(folder / title, contents[option])
         log(f"page: {single / name}")
@@ -82,13 +82,13 @@ def _merge(paths: list[Path], html: Path | None, named: dict[str, Path], out: Pa
     others = named.keys() - {"--html"}
     if others:
         raise InputError(f"{min(others)} is of single reports; leave --merge out, or name --html or --out")
-    folder = files.new_folder(output_folder(out, "merged")) if out is not None or html is None else None
+    folder = folders.new_folder(output_folder(out, "merged")) if out is not None or html is None else None
     document = merge([report for _, report in _read(paths)])
     page = render_merged(document).encode()
     if html is not None:
         _write({html: page})
     if folder is not None:
-        with files.folder_transaction(folder) as part:
+        with folders.folder_transaction(folder) as part:
             files.write_json(part / MERGED_JSON, document)
             files.write_bytes(part / MERGED_HTML, page)
         log(f"page: {folder / MERGED_HTML}")
@@ -132,7 +132,7 @@ def _write(contents: dict[Path, bytes]) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as exc:
                 raise InputError(f"cannot write to {path.parent}: {exc.strerror or exc}") from exc
-            files.write_bytes(path, data)
+            files.write_bytes(path, data, new=True)
             written.append(path)
     except InputError:
         for path in written:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress, TaskID
 
-from edgeguard import files
+from edgeguard import folders
 from edgeguard.cli.console import (
     ConfigOption,
     JsonOption,
     OutOption,
     emit,
+    fill_report,
     integers,
     log,
     output_folder,
@@ -36,7 +40,7 @@ from edgeguard.cli.remote import (
     name_of,
     opened,
 )
-from edgeguard.errors import EngineError, require
+from edgeguard.errors import EdgeGuardError, EngineError, require
 from edgeguard.pool_artifact import Pool, load_model
 from edgeguard.report.read import read_report
 from edgeguard.report.summary import format_summary
@@ -151,14 +155,11 @@ def verify(
     source = opened(artifact, load_model, twin, token_file, tls_ca, **remote)
     if isinstance(source, Remote):
         check_target(source, options)
-    folder = files.new_folder(output_folder(out, f"{name_of(source)}-verify"))
+    folder = folders.new_folder(output_folder(out, f"{name_of(source)}-verify"))
     if options.differentiates:
         require("torch", "train")
     judged, crafted = data_of(source, data, options.universal)
-    unfinished = folder.with_name(folder.name + UNFINISHED)
-    if unfinished.is_dir():
-        log(f"going on with what is finished in {unfinished}")
-    with progress_bars() as progress:
+    with _unfinished(folder) as unfinished, progress_bars() as progress:
         further: dict[str, Any] = {
             "craft_data": crafted, "gate": rules, "baseline": earlier, "progress": Stages(progress), "announce": log,
             "command": ["edgeguard", *sys.argv[1:]], "stages": unfinished,
@@ -167,16 +168,37 @@ def verify(
             report = verify_pool(source, judged, options, **further)
         else:
             report = verify_target(source, judged, options, skipped=skipped, **further)
-    page = write_report(report, folder)
+        complete = report["status"]["complete"]
+        page = write_report(report, folder) if complete else unfinished / fill_report(report, unfinished, unfinished)
+        if complete:
+            shutil.rmtree(unfinished, ignore_errors=True)
     emit(report, f"{format_summary(report)}\nreport: {page}", as_json)
-    if not report["status"]["complete"]:
-        log(f"{report['status']['reason']}; what was found until then is in the report, and finished stages are kept")
+    if not complete:
+        log(f"{report['status']['reason']}; what was found until then is in {page}, and the same command goes on from there")
         raise typer.Exit(EngineError.exit_code)
-    shutil.rmtree(unfinished, ignore_errors=True)
     if report["gate"] is not None and not report["gate"]["passed"]:
         broken = [rule for rule in report["gate"]["rules"] if not rule["passed"]]
         log(f"gate failed: {'; '.join(str(rule['rule']) + ': ' + str(rule['detail']) for rule in broken)}")
         raise typer.Exit(GATE_FAILED)
+
+
+@contextmanager
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """Where a verification that will be `folder` keeps what is finished; no other process can have it meanwhile."""
+    unfinished = folder.with_name(folder.name + UNFINISHED)
+    with folders.held(unfinished):
+        try:
+            folders.new_folder(folder)  # its holder may have ended in this moment
+            if any(unfinished.iterdir()):
+                log(f"going on with what is finished in {unfinished}")
+            yield unfinished
+        except (EdgeGuardError, KeyboardInterrupt):
+            if any(unfinished.iterdir()):
+                log(f"what is finished is kept in {unfinished}, and the same command goes on from there")
+            raise
+        finally:
+            with contextlib.suppress(OSError):
+                unfinished.rmdir()
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

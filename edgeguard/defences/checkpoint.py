@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from edgeguard import folders
 from edgeguard.defences.trainer import Trainer
 from edgeguard.run import MODEL, PATCHES, Run, restore_model
 
@@ -14,8 +15,11 @@ TEACHER, DEFENCE = "teacher.", "defence."
 """Prefixes of a checkpoint's tensors, beside `MODEL` and the optimizers'."""
 
 
-def save(run: Run, trainer: Trainer) -> None:
-    """Write the whole state of a training run, and its patches as files; only the first process does."""
+def save(run: Run, trainer: Trainer, losses: Sequence[float] = ()) -> None:
+    """Write the whole state of a training run, and its patches as files; only the first process does.
+
+    losses: of the steps of an epoch that has not ended.
+    """
     if not trainer.processes.first:
         return
     tensors: dict[str, Tensor] = {MODEL + name: value for name, value in trainer.model.state_dict().items()}
@@ -32,14 +36,15 @@ def save(run: Run, trainer: Trainer) -> None:
     patches = trainer.defence.patches()
     if patches:
         folder = run.path / PATCHES
-        folder.mkdir(exist_ok=True)
+        folders.make_folder(folder)
         for number, patch in enumerate(patches):
             patch.save(folder / f"{patch.size[0]}x{patch.size[1]}-{number}.npz")
-    run.write_checkpoint(tensors, {"step": trainer.step_index, "defence": numbers})
+    begun = {"losses": list(losses)} if losses else {}
+    run.write_checkpoint(tensors, {"step": trainer.step_index, "defence": numbers, **begun})
 
 
-def load(run: Run, trainer: Trainer) -> None:
-    """Put a checkpoint's state into a fresh trainer of the same configuration."""
+def load(run: Run, trainer: Trainer) -> list[float]:
+    """Put a checkpoint's state into a fresh trainer of the same configuration. Returns: the losses that `save` was given."""
     tensors, state = run.read_checkpoint()
     restore_model(trainer.model, tensors, run.checkpoint)
     if trainer.teacher is not None:
@@ -52,6 +57,7 @@ def load(run: Run, trainer: Trainer) -> None:
         optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
     trainer.step_index = int(state["step"])
     trainer.defence.load_state({**{k: v.numpy() for k, v in _part(tensors, DEFENCE).items()}, **state["defence"]})
+    return [float(loss) for loss in state.get("losses", [])]
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

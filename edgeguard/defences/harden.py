@@ -6,8 +6,8 @@ import copy
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from edgeguard import files
+from edgeguard import files, folders
 from edgeguard.calib import calibrate, calibration_indices
 from edgeguard.data import Dataset, check_labels, load_splits
 from edgeguard.defences.checkpoint import load, save
@@ -28,12 +28,12 @@ from edgeguard.defences.pretrain import pretrain
 from edgeguard.defences.speed import settle
 from edgeguard.defences.trainer import Trainer
 from edgeguard.errors import InputError, MissingDependency
-from edgeguard.models import load_model
+from edgeguard.models import FloatModel, load_model
 from edgeguard.patch import check_fits
 from edgeguard.quant.model import Normalization, quantize_model
 from edgeguard.quant.scheme import QuantScheme
 from edgeguard.quant.view import compiler_missing
-from edgeguard.run import METRICS, Run, restore_model
+from edgeguard.run import CONFIG, METRICS, Run, restore_model
 
 CALIBRATED = "ptq"
 """The method that a run of `edgeguard calibrate` names."""
@@ -94,7 +94,9 @@ def harden(job: HardenJob, out: Path, listener: Listener, command: str = "", pro
         KeyboardInterrupt: passed on after a checkpoint was written.
     """
     if processes.first:
-        files.new_folder(out)
+        if (out / CONFIG).is_file():
+            raise InputError(f"{out} exists already, a run; continue it with --resume {out}, or name a new folder with --out")
+        folders.new_folder(out)
     device = choose_device(job.device, processes)
     train, test = load_splits(job.data, job.image_size, seed=job.config.seed)
     _check(job, train)
@@ -102,7 +104,7 @@ def harden(job: HardenJob, out: Path, listener: Listener, command: str = "", pro
     job = _settled(job, len(train), device, listener, processes)
     start = _start(job)
     if start is not None:
-        job = replace(job, start_sha256=files.sha256(start.checkpoint))
+        job = replace(job, start_sha256=start.checkpoint_sha256())
     float_model = load_model(
         job.model, train.num_classes if job.weights is None else None, job.weights, job.config.seed
     )
@@ -114,13 +116,21 @@ def harden(job: HardenJob, out: Path, listener: Listener, command: str = "", pro
     quantize_model(float_model.module, scheme, normalization)  # refuses what has no integer form before anything runs
     config = run_config(command, float_model, job.weights, scheme, job.data, train, test, config_to_json(job))
     run = Run.create(out, config) if processes.first else Run(out, config, trust_code=True)
+    with _kept(run, processes):
+        trainer = _begin(run, job, float_model, start, train, device, listener, processes)
+        return _train(run, trainer, test, job.eval_limit, listener)
+
+
+def _begin(run: Run, job: HardenJob, float_model: FloatModel, start: Run | None, train: Dataset, device: torch.device,
+           listener: Listener, processes: Processes) -> Trainer:  # fmt: skip
+    """Everything before the first step, up to the first checkpoint. start: whose quantized model training begins with."""
     if job.weights is None and job.pretrain_epochs:
         steps = job.pretrain_epochs * max(1, len(train) // job.config.batch_size)
         listener.on_phase("pretrain", steps)
         pretrain(float_model, train, job.config, job.pretrain_epochs, device, listener.on_pretrain)
         processes.copied(float_model.module, device)
     teacher = copy.deepcopy(float_model) if job.config.distillation else None
-    model = quantize_model(float_model.module, scheme, normalization)
+    model = quantize_model(float_model.module, run.scheme(), Normalization(float_model.mean, float_model.std))
     if start is None:
         chosen = calibration_indices(len(train), job.calibration_images, job.config.seed)
         calibrate(model, train.images(chosen), job.estimator)
@@ -128,20 +138,23 @@ def harden(job: HardenJob, out: Path, listener: Listener, command: str = "", pro
         restore_model(model, start.read_checkpoint()[0], start.checkpoint)
     trainer = Trainer(model, train, job.config, device, teacher, processes)
     save(run, trainer)
-    return _train(run, trainer, test, job.eval_limit, listener)
+    return trainer
 
 
 def resume(path: Path, listener: Listener, device: str = "auto", processes: Processes = ALONE,
            trust_code: bool = False) -> Run:  # fmt: skip
     """Continue an interrupted run from its last checkpoint; it ends with the same bytes as if never interrupted.
 
+    One that was interrupted before its first checkpoint begins again, as it was asked for.
     processes: as of `harden`; all read the folder. Another number of them gives the same up to rounding. trust_code: as of
     `Run.load`.
 
     Raises:
-        InputError: no run, no checkpoint, the data changed since, or a model by code that is not trusted.
+        InputError: no run, another process is at work on it, what it began with has changed since, or a model by code that
+            is not trusted.
     """
     run = Run.load(path, trust_code)
+    run.check_trust()
     settings = run.config["training"].get("config")
     if isinstance(settings, dict) and settings.get("method") == CALIBRATED:
         raise InputError(f"{path} was calibrated, not trained; there is nothing to resume")
@@ -149,16 +162,54 @@ def resume(path: Path, listener: Listener, device: str = "auto", processes: Proc
     train, test = load_splits(job.data, job.image_size, seed=job.config.seed)
     if (train.sha256, test.sha256) != (run.config["data"]["train_sha256"], run.config["data"]["test_sha256"]):
         raise InputError(f"{job.data} has changed since the run {path} began; it cannot be continued")
-    if not run.checkpoint.is_file():
-        raise InputError(f"{path} stopped before its first checkpoint; delete it and start again")
-    if "defence" not in run.read_checkpoint()[1]:
-        raise InputError(f"{path} is a packed model without the state of its training; it cannot be resumed")
     if job.config.compiled and (missing := compiler_missing()):
         raise MissingDependency(f"the run {path} was begun compiled, and {missing}")
-    teacher = run.float_model() if job.config.distillation else None
-    trainer = Trainer(run.build(), train, job.config, choose_device(device, processes), teacher, processes)
-    load(run, trainer)
-    return _train(run, trainer, test, job.eval_limit, listener)
+    with _kept(run, processes):
+        begun = run.checkpoint.is_file()
+        processes.wait()  # until all have looked, before the first one writes it
+        if not begun:
+            listener.on_note(f"{path} stopped before its first checkpoint; it begins again")
+            trainer = _begin_again(run, job, train, choose_device(device, processes), listener, processes)
+            return _train(run, trainer, test, job.eval_limit, listener)
+        if "defence" not in run.read_checkpoint()[1]:
+            raise InputError(f"{path} is a packed model without the state of its training; it cannot be resumed")
+        teacher = run.float_model() if job.config.distillation else None
+        trainer = Trainer(run.build(), train, job.config, choose_device(device, processes), teacher, processes)
+        return _train(run, trainer, test, job.eval_limit, listener, load(run, trainer))
+
+
+def _begin_again(run: Run, job: HardenJob, train: Dataset, device: torch.device, listener: Listener,
+                 processes: Processes) -> Trainer:  # fmt: skip
+    """As `_begin`, of a run that its configuration describes.
+
+    Raises:
+        InputError: the model, its float weights or the run that it starts from is not what it was.
+    """
+    start = _start(job)
+    weights_sha256 = files.sha256(job.weights) if job.weights else None
+    now = {
+        "model": (job.model, job.model, run.config["model"]["spec"]),
+        "file of float weights": (job.weights, weights_sha256, run.config["model"]["weights_sha256"]),
+        "run to start from": (job.start, start.checkpoint_sha256() if start else None, job.start_sha256),
+    }  # fmt: skip
+    for what, (where, found, wanted) in now.items():
+        if found != wanted:
+            raise InputError(f"the {what}, {where}, is not what the run {run.path} began with; it cannot be continued")
+    classes = train.num_classes if job.weights is None else None
+    float_model = load_model(job.model, classes, job.weights, job.config.seed)
+    return _begin(run, job, float_model, start, train, device, listener, processes)
+
+
+@contextmanager
+def _kept(run: Run, processes: Processes) -> Iterator[None]:
+    """The run's folder is kept to these processes; the first of them holds it. What cannot be written can be later."""
+    with folders.held(run.path) if processes.first else nullcontext():
+        try:
+            yield
+        except InputError as exc:
+            if isinstance(exc.__cause__, OSError):
+                exc.args = (f"{exc}; when that is mended, go on with: edgeguard harden --resume {run.path}",)
+            raise
 
 
 def _settled(job: HardenJob, images: int, device: torch.device, listener: Listener, processes: Processes) -> HardenJob:
@@ -201,29 +252,35 @@ def _check(job: HardenJob, train: Dataset) -> None:
         check_fits((side, side), (train.image_shape[1], train.image_shape[2]))
 
 
-def _train(run: Run, trainer: Trainer, test: Dataset, eval_limit: int, listener: Listener) -> Run:
+def _train(run: Run, trainer: Trainer, test: Dataset, eval_limit: int, listener: Listener,
+           losses: Sequence[float] = ()) -> Run:  # fmt: skip
+    """Train to the end. losses: of the steps that the current epoch has behind it."""
     listener.on_phase("harden", trainer.total_steps - trainer.step_index)
     lines = _kept_metrics(run, trainer)
+    of_epoch = list(losses)
     with _deferred_interrupt() as interrupted:
         while not trainer.finished:
-            losses: list[float] = []
 
-            def on_step(result: StepResult, losses: list[float] = losses) -> None:
-                losses.append(result.loss)
+            def on_step(result: StepResult) -> None:
+                of_epoch.append(result.loss)
                 listener.on_step(result)
-                if trainer.processes.any(interrupted()):
-                    save(run, trainer)
+                if trainer.processes.any(interrupted()) and not trainer.between_epochs:
+                    save(run, trainer, of_epoch)
                     raise KeyboardInterrupt
 
             trainer.run_epoch(on_step)
             if trainer.processes.first:
-                metrics = {"step": trainer.step_index, "epoch": trainer.epoch, "loss": float(np.mean(losses)),
+                metrics = {"step": trainer.step_index, "epoch": trainer.epoch, "loss": float(np.mean(of_epoch)),
                            "widths": evaluate(trainer, test, eval_limit, trainer.config.seed)}  # fmt: skip
                 lines.append(json.dumps(metrics))
-                save(run, trainer)
                 files.write_bytes(run.path / METRICS, ("\n".join(lines) + "\n").encode())
+                save(run, trainer)
                 listener.on_epoch(metrics)
-            trainer.processes.wait()
+            of_epoch.clear()
+            if trainer.processes.any(interrupted()) and not trainer.finished:  # all wait here for the first one
+                raise KeyboardInterrupt
+    if trainer.processes.first and not lines:
+        raise InputError(f"{run.path} is trained to its end, and {METRICS} is not there; export it without, or train it again")
     return run
 
 
@@ -251,7 +308,16 @@ def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
 
 
 def _kept_metrics(run: Run, trainer: Trainer) -> list[str]:
-    """Lines of metrics.jsonl up to the checkpoint: a run killed between the two files repeats the epoch."""
+    """Lines of metrics.jsonl up to the checkpoint, which is written after it: a run killed between the two repeats the epoch.
+
+    Raises:
+        InputError: it is damaged.
+    """
     path = run.path / METRICS
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return [line for line in lines if json.loads(line)["step"] <= trainer.step_index]
+    if not path.is_file():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [line for line in lines if json.loads(line)["step"] <= trainer.step_index]
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise InputError(f"{path} is damaged ({exc!s:.100}); delete it to go on without the metrics of earlier epochs") from exc

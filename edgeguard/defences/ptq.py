@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeguard import files
+from edgeguard import files, folders
 from edgeguard.calib import calibrate, calibration_indices
 from edgeguard.calib.estimators import ESTIMATORS
 from edgeguard.data import Dataset, check_labels, load_splits
@@ -97,7 +97,7 @@ def quantize(job: CalibrateJob, out: Path, listener: Listener, command: str = ""
         InputError: bad data, weights, patch, options or folder; nothing is written before all is done.
         ExportError: the model has a layer without an integer form.
     """
-    files.new_folder(out)
+    folders.new_folder(out)
     device = choose_device(job.device)
     train, test = load_splits(job.data, job.image_size, seed=job.seed)
     float_model = load_model(job.model, train.num_classes if job.weights is None else None, job.weights, job.seed)
@@ -120,10 +120,11 @@ def quantize(job: CalibrateJob, out: Path, listener: Listener, command: str = ""
         with model.at(width):
             metrics["widths"][str(width)] = _accuracy(model, test, count, device, listener)
     training = job_to_json(job)
-    run = Run.create(out, run_config(command, float_model, job.weights, scheme, job.data, train, test, training))
-    run.write_checkpoint({MODEL + name: value for name, value in model.state_dict().items()}, {"step": 0})
-    files.write_bytes(run.path / METRICS, (json.dumps(metrics) + "\n").encode())
-    return run
+    with folders.folder_transaction(out) as folder:
+        run = Run.begin(folder, run_config(command, float_model, job.weights, scheme, job.data, train, test, training))
+        run.write_checkpoint({MODEL + name: value for name, value in model.state_dict().items()}, {"step": 0})
+        files.write_bytes(folder / METRICS, (json.dumps(metrics) + "\n").encode())
+    return Run.load(out, trust_code=True)
 
 
 def calibration_set(job: CalibrateJob, train: Dataset) -> NDArray[np.uint8]:

@@ -92,6 +92,11 @@ class Trainer:
         return self.step_index // self.steps_per_epoch
 
     @property
+    def between_epochs(self) -> bool:
+        """Whether the last step ended an epoch, or the run."""
+        return self.finished or self.step_index % self.steps_per_epoch == 0
+
+    @property
     def finished(self) -> bool:
         return self.step_index >= self.total_steps
 

@@ -109,8 +109,8 @@ def likeness(
 ) -> tuple[Tensor, Tensor]:
     """How alike two widths are on images (N, 3, H, W): of features and of input gradients, scalars in [0, 1].
 
-    All images count for the statistics of the batch norms. layers: stages that count as features. gradients: compute the second; it is 0 else. Both are differentiable by the
-    parameters.
+    All images count for the statistics of the batch norms. layers: stages that count as features. gradients: compute the
+    second; it is 0 else. Both are differentiable by the parameters.
 
     Raises:
         InputError: the net has no quantized activation with rows and columns.

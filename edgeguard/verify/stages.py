@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeguard import files
+from edgeguard import files, folders
 from edgeguard.attacks.api import Found
 from edgeguard.verify.harness import Judged
 
@@ -55,7 +55,7 @@ class Store:
         path = self.path(stage)
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folders.make_folder(path.parent)
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
         files.write_bytes(path, buffer.getvalue())

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import os
@@ -22,7 +23,7 @@ from edgeguard.errors import InputError, MissingDependency
 from edgeguard.patch import Patch
 from edgeguard.quant.view import compiler_missing
 from edgeguard.quant.width import parse_widths
-from edgeguard.run import CHECKPOINT, Run
+from edgeguard.run import CHECKPOINT, CONFIG, METRICS, Run
 
 ARGUMENTS = [
     "--model", "resnet8", "--data", "digits", "--image-size", "16", "--bits", "8,2", "--epochs", "3", "--batch-size", "128",
@@ -158,10 +159,7 @@ def test_the_first_interrupt_ends_after_the_batch_and_resuming_gives_the_same_by
     stopped = resume(tmp_path / "run", resumed)
     assert resumed.phases == [("harden", 7)]
     assert stopped.checkpoint.read_bytes() == run.checkpoint.read_bytes()
-    first, second = (
-        [json.loads(line) for line in (r.path / "metrics.jsonl").read_text().splitlines()] for r in (run, stopped)
-    )
-    assert [line["widths"] for line in first] == [line["widths"] for line in second]
+    assert (stopped.path / METRICS).read_bytes() == (run.path / METRICS).read_bytes()
     for path in (run.path / "patches").iterdir():
         assert (stopped.path / "patches" / path.name).read_bytes() == path.read_bytes()
 
@@ -230,10 +228,71 @@ def test_what_was_decided_for_the_user_is_said_and_written(tmp_path, monkeypatch
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("at", "lines"), [(11, 1), (22, 2)])
+def test_an_interrupt_after_the_last_batch_of_an_epoch_waits_until_it_is_measured(finished, tmp_path, at, lines):
+    run, out = finished[0], tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt) if at < 22 else contextlib.nullcontext():
+        harden(job(), out, Silent(interrupt_at=at), "edgeguard harden")
+    assert len((out / METRICS).read_text().splitlines()) == lines
+    resume(out, Silent())
+    assert (out / CHECKPOINT).read_bytes() == run.checkpoint.read_bytes()
+    assert (out / METRICS).read_bytes() == (run.path / METRICS).read_bytes()
+
+
+def begun(run: Run, folder: Path, *names: str) -> Path:
+    """A copy of some files of a run."""
+    folder.mkdir()
+    for name in (CONFIG, *names):
+        (folder / name).write_bytes((run.path / name).read_bytes())
+    return folder
+
+
+def test_a_run_without_a_checkpoint_begins_again(finished, tmp_path):
+    run, listener = finished[0], Silent()
+    again = resume(begun(run, tmp_path / "run"), listener)
+    assert listener.phases == finished[1].phases
+    assert "it begins again" in listener.notes[0]
+    for name in (CONFIG, CHECKPOINT, METRICS):
+        assert (again.path / name).read_bytes() == (run.path / name).read_bytes()
+    with pytest.raises(InputError, match=r"checkpoint; wait for it, or go on with: edgeguard harden --resume"):
+        Run.load(begun(run, tmp_path / "other")).load_model()
+
+
+def test_a_run_does_not_begin_again_with_other_weights(finished, tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    save_file({"x": torch.zeros(1)}, weights)
+    path = begun(finished[0], tmp_path / "run")
+    config = json.loads((path / CONFIG).read_text())
+    config["training"]["weights"], config["model"]["weights_sha256"] = str(weights), "0" * 64
+    (path / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"the file of float weights, .*weights.safetensors, is not what the run"):
+        resume(path, Silent())
+
+
+def test_a_run_does_not_begin_again_with_another_model(finished, tmp_path):
+    path = begun(finished[0], tmp_path / "run")
+    config = json.loads((path / CONFIG).read_text())
+    config["training"]["model"] = "nowhere:factory"
+    (path / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"the model, nowhere:factory, is not what the run"):
+        resume(path, Silent())
+
+
+def test_metrics_that_are_damaged_or_gone(finished, tmp_path):
+    path = begun(finished[0], tmp_path / "run", CHECKPOINT)
+    with pytest.raises(InputError, match=r"trained to its end, and metrics.jsonl is not there"):
+        resume(path, Silent())
+    (path / METRICS).write_text("{")
+    with pytest.raises(InputError, match=r"metrics.jsonl is damaged .*delete it"):
+        resume(path, Silent())
+
+
 def test_nothing_is_overwritten(finished):
     run, _ = finished
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match=r"exists already, a run; continue it with --resume"):
         harden(job(), run.path, Silent())
+    with pytest.raises(InputError, match="exists already; name a new folder"):
+        harden(job(), run.path / "patches", Silent())
 
 
 def test_resuming_a_finished_run_changes_nothing(finished):

@@ -251,6 +251,7 @@ WIRES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "silence": (lambda handler: time.sleep(3) is not None or handler.drop(), "within 0.5 s"),
     "a head that drips": (lambda handler: handler.raw(OK + b"X: y\r\n" * 9, 0.05), "within 0.5 s"),
+    "a head that is cut as it drips": (lambda handler: handler.raw(OK + b"Content-Length: 60\r\n", 0.03), "within 0.5 s"),
     "a body that drips": (lambda handler: handler.raw(OK + b"Content-Length: 60\r\n\r\n" + b" " * 60, 0.05), "within 0.5 s"),
     "a redirect": (lambda handler: handler.reply(b"", 302, Location="http://127.0.0.1:1/") or True, "answered 302"),
     "not found": (lambda handler: handler.reply({"error": "no\nsuch"}, 404) or True, "answered 404: no.such"),
