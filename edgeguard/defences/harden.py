@@ -187,11 +187,12 @@ def _begin_again(run: Run, job: HardenJob, train: Dataset, device: torch.device,
     """
     start = _start(job)
     weights_sha256 = files.sha256(job.weights) if job.weights else None
+    weights_sha256 = files.sha256(job.weights) if job.weights else None
     now = {
         "model": (job.model, job.model, run.config["model"]["spec"]),
         "file of float weights": (job.weights, weights_sha256, run.config["model"]["weights_sha256"]),
         "run to start from": (job.start, start.checkpoint_sha256() if start else None, job.start_sha256),
-    }  # fmt: skip
+    }
     for what, (where, found, wanted) in now.items():
         if found != wanted:
             raise InputError(f"the {what}, {where}, is not what the run {run.path} began with; it cannot be continued")
