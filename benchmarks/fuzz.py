@@ -39,9 +39,10 @@ def target(name: str, seconds: int, findings: Path) -> None:
         import corpus
         from readers import READERS, outcome
 
-    reader = READERS[name]
-    folder = Path(tempfile.mkdtemp(prefix="edgeguard-fuzz-", dir=os.environ["FUZZ_FOLDER"]))
-    path = reader.make(folder)
+        reader = READERS[name]
+        folder = Path(tempfile.mkdtemp(prefix="edgeguard-fuzz-", dir=os.environ["FUZZ_FOLDER"]))
+        path = reader.make(folder)
+        outcome(reader, path)  # some import what they need only now
     first = folder.with_name("inputs")
     first.mkdir()
     contents = [path.read_bytes(), *(hostile.content for hostile in corpus.hostile(name, path, folder / "code-ran"))]
