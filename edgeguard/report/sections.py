@@ -184,7 +184,7 @@ def _toml(value: object) -> str:
 def environment(report: Report) -> str:
     """Data, clean accuracy, versions, options and hashes."""
     artifact, surroundings, data, options = (report[key] for key in ("artifact", "environment", "data", "options"))
-    crafting = data["crafting"]
+    crafting, bundle = data["crafting"], report.get("bundle")
     versions = ", ".join(f"{name} {version}" for name, version in surroundings["versions"].items() if version)
     engine = "; ".join(f"{name} {_flat(value)}" for name, value in surroundings["engine"].items())
     clean = report["clean"]
@@ -204,6 +204,7 @@ def environment(report: Report) -> str:
         *((f"SHA-256 of {name}", digest) for name, digest in artifact["files"].items()),
         ("SHA-256 of the judged data", data["sha256"]),
         *([("SHA-256 of the data crafted on", crafting["sha256"])] if crafting else []),
+        *([("SHA-256 of the bundle's bundle.json", bundle["sha256"])] if bundle else []),
     )  # fmt: skip
     return card(facts(pairs))
 
