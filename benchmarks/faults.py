@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "faults")]
 RESULT, PAGE = ROOT / "benchmarks" / "results" / "faults.json", ROOT / "docs" / "reliability.md"
+WIDEST = 200
+"""Characters of a cell."""
 BEGIN, END = "<!-- begin {} -->\n", "<!-- end {} -->\n"
 TITLES = {
     "kill": "SIGKILL", "disk": "full disk", "clock": "clock set", "writers": "two writers of one place",
@@ -115,8 +117,10 @@ def tidy(said: object, folder: Path) -> object:
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """Cells are cut where they are long."""
     lines = [list(head), ["---"] * len(list(head)), *rows]
-    return "".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |\n" for line in lines)
+    cells = [[str(cell).replace("|", "/") for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(cell if len(cell) <= WIDEST else cell[:WIDEST] + '...' for cell in line)} |\n" for line in cells)
 
 
 def tables(document: dict[str, Any]) -> dict[str, str]:

@@ -92,8 +92,10 @@ def killed_at_call(served: Served, call: int) -> str:
     begun = served.start({"at": f"ask {call}", "act": "kill"})
     folder = served.workshop.bench(served.job)
     lost = served.workshop.nursery.run(folder, *served.job.command)
-    assert served.workshop.nursery.wait(begun).code == -signal.SIGKILL
+    if lost.code == 0:
+        served.kill(begun, signal.SIGTERM)
     assert lost.code == 3, lost
+    assert served.workshop.nursery.wait(begun).code == -signal.SIGKILL
     assert re.search(LOST, lost.sentence), lost.sentence
     served.end_as_whole(folder)
     return lost.sentence
@@ -164,8 +166,8 @@ def killed_while_requests_wait(served: Served) -> str:
 
 def kills(served: Served, brief: bool) -> dict[str, Callable[[Served], str]]:
     """By name in words. brief: one of them."""
-    calls = served.calls
-    spread = [1 + served_at for served_at in (calls // 8, calls // 4, calls // 2, 3 * calls // 4, calls - 2)]
+    calls = served.calls  # about: requests that wait are joined, as many as happen to
+    spread = [1 + before for before in (calls // 8, calls // 4, calls // 2, 3 * calls // 4)]
     found: dict[str, Callable[[Served], str]] = {
         f"serve: before call {call} of the engine": lambda served, call=call: killed_at_call(served, call)  # type: ignore[misc]
         for call in dict.fromkeys(spread[2:3] if brief else spread)
