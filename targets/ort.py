@@ -102,7 +102,8 @@ def open_session(path: Path, threads: int = 0, optimized: Path | None = None, wi
     try:
         return ort.InferenceSession(str(path), options, providers=[PROVIDER])
     except Exception as exc:
-        raise EngineError(f"onnxruntime {ort.__version__} cannot load {path}: {exc}") from exc
+        hint = "; update onnxruntime, or export with --target ort-legacy" if "IR version" in str(exc) else ""
+        raise EngineError(f"onnxruntime {ort.__version__} cannot load {path}: {str(exc).strip()}{hint}") from exc
 
 
 def write_optimized(path: Path, optimized: Path, wide: bool = True) -> str:

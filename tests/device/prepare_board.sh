@@ -81,6 +81,7 @@ mkdir -p "$board/bin"
 cat >"$board/bin/python" <<'EOF'
 #!/bin/sh
 board=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+unset PYTHONPATH PYTHONHOME
 exec qemu-aarch64-static -L "$board/root" -0 "$board/bin/python" "$board/root/usr/bin/python3" "$@"
 EOF
 chmod +x "$board/bin/python"
