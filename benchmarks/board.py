@@ -4,8 +4,7 @@
     python benchmarks/board.py BOARD ARTIFACT ... --data 'npz:cifar10-{split}.npz' --out results/board.json
 
 Each artifact is served on the board by `edgeguard serve` and asked over loopback, once for each CPU that qemu shall be, and
-held against ONNX Runtime here. With `--reports DIR`, `edgeguard verify` also attacks each as served by the first CPU, with the
-artifact as its twin, and leaves DIR/ARTIFACT/report.json. Exit code 1 where a logit differs.
+held against ONNX Runtime here. The result is written after every row. Exit code 1 where a logit differs.
 """
 
 from __future__ import annotations
@@ -82,21 +81,6 @@ def compare(
     }  # fmt: skip
 
 
-def verify(python: Path, artifact: Artifact, cpu: str, data: str, limit: int, folder: Path) -> dict[str, Any]:
-    """What `edgeguard verify` finds of a served engine; its report is left in a folder."""
-    os.environ["QEMU_CPU"] = cpu
-    with serving(artifact.path, "--timeout", SECONDS, python=str(python)) as (url, _):
-        said(sys.executable, "-m", "edgeguard", "verify", url, "--twin", artifact.path, "--data", data, "--attack",
-             "a-qapa", "--access", "transfer,engine", "--placement", "random", "--patch-size", 6, "--steps", 20,
-             "--budget", "quick", "--limit", limit, "--timeout", SECONDS, "--out", folder)  # fmt: skip
-    report = files.read_json(folder / "report.json")
-    rows = [{key: row[key] for key in ("name", "access", "patch_size", "asr", "ci95", "twin_asr", "n")}
-            | {"bit_identical": row["survival"]["bit_identical"]} for row in report["attacks"]]  # fmt: skip
-    return {"artifact": artifact.path.name, "width": artifact.width, "cpu": cpu, "attacks": rows,
-            "clean": {key: report["clean"][key] for key in ("engine", "bit_identical")}, "survival": report["survival"],
-            "sha256": files.sha256(folder / "report.json")}  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("board", type=Path, help="folder that tests/device/prepare_board.sh made")
@@ -104,11 +88,11 @@ def main() -> None:
     parser.add_argument("--data", default="digits")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--cpus", default=CPUS, help="models of CPUs that qemu knows, comma-separated")
-    parser.add_argument("--reports", type=Path, help="new folder for the reports of edgeguard verify")
-    parser.add_argument("--limit", type=int, default=100, help="images that edgeguard verify judges")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     python, cpus = arguments.board / "bin" / "python", arguments.cpus.split(",")
+    if not python.is_file():
+        parser.error(f"{arguments.board} is no board; tests/device/prepare_board.sh {arguments.board} makes one")
     try:
         artifacts = [Artifact.load(path) for path in arguments.artifacts]
         data = load_dataset(arguments.data, "test")
@@ -118,7 +102,7 @@ def main() -> None:
             "system": (arguments.board / "system").read_text().strip(), "board": versions(python),
             "host": {**versions(Path(sys.executable)), "cpu_flags": cpu_flags(), "platform": platform.platform()},
             "data": {"name": data.name, "n": len(images), "sha256": hashlib.sha256(images.tobytes()).hexdigest()},
-            "load_average": os.getloadavg()[0], "rows": [], "reports": [],
+            "load_average": os.getloadavg()[0], "rows": [],
         }  # fmt: skip
         expected = []
         for artifact in artifacts:
@@ -129,10 +113,6 @@ def main() -> None:
                 document["rows"].append(compare(python, artifact, cpu, images, logits))
                 print(json.dumps(document["rows"][-1]), file=sys.stderr)
                 files.write_json(arguments.out, document)
-        for artifact in artifacts if arguments.reports else ():
-            folder = arguments.reports / artifact.path.name
-            document["reports"].append(verify(python, artifact, cpus[0], arguments.data, arguments.limit, folder))
-            files.write_json(arguments.out, document)
     except EdgeGuardError as exc:
         sys.exit(f"{exc}")
     sys.exit(int(any(row["different_logits"] for row in document["rows"])))
