@@ -110,9 +110,9 @@ class Clients:
 
 
 @contextmanager
-def serving(artifact: Path, *options: object) -> Iterator[tuple[str, int]]:
-    """URL and process number of a server."""
-    command = [sys.executable, "-m", "edgeguard", "serve", str(artifact), "--port", "0", "--threads", "1", "--quiet", "--json"]
+def serving(artifact: Path, *options: object, python: str = sys.executable) -> Iterator[tuple[str, int]]:
+    """URL and process number of a server. python: of the environment that it runs in."""
+    command = [python, "-m", "edgeguard", "serve", str(artifact), "--port", "0", "--threads", "1", "--quiet", "--json"]
     with subprocess.Popen([*command, *map(str, options)], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -202,11 +202,15 @@ def check_images(images: Any, expected: tuple[int, int, int]) -> None:
 
 
 def cpu_flags() -> list[str]:
-    """Which instructions decide how this CPU multiplies 8-bit integers; empty where the system does not tell."""
+    """Which instructions decide how this CPU multiplies 8-bit integers; empty where the system does not tell.
+
+    Linux lists them for x86 as `flags` and for ARM as `features`; an emulated CPU's list is the host's, and is not taken.
+    """
     relevant = ("sse4_1", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").lower().splitlines()
     except OSError:
         return []
-    flags = next((line.split(":")[1].split() for line in lines if line.startswith(("flags", "features"))), [])
+    key = "features" if platform.machine().lower().startswith(("aarch64", "arm")) else "flags"
+    flags = next((line.split(":")[1].split() for line in lines if line.startswith(key)), [])
     return [flag for flag in relevant if flag in flags]

@@ -107,7 +107,8 @@ def open_session(path: Path, threads: int = 0, optimized: Path | None = None, wi
     except Exception as exc:
         if optimized is not None and optimized.exists():  # it is begun after the model was loaded
             raise InputError(f"onnxruntime cannot write {optimized}: {exc}; is the disk full? TMPDIR names another place") from exc
-        raise EngineError(f"onnxruntime {ort.__version__} cannot load {path}: {exc}") from exc
+        hint = "; update onnxruntime, or export with --target ort-legacy" if "IR version" in str(exc) else ""
+        raise EngineError(f"onnxruntime {ort.__version__} cannot load {path}: {str(exc).strip()}{hint}") from exc
 
 
 def write_optimized(path: Path, optimized: Path, wide: bool = True) -> str:

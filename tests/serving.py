@@ -120,8 +120,10 @@ class Served:
 
 
 @contextmanager
-def started(command: list[str], folder: Path, env: Mapping[str, str] | None = None) -> Iterator[Served]:
-    """A server that prints the URL of its model as its first line."""
+def started(
+    command: list[str], folder: Path, env: Mapping[str, str] | None = None, startup: float = STARTUP
+) -> Iterator[Served]:  # fmt: skip
+    """A server that prints the URL of its model as its first line. startup: seconds until then, at most."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"stderr-{time.monotonic_ns()}.log"
     with log.open("w") as stderr:
@@ -133,7 +135,7 @@ def started(command: list[str], folder: Path, env: Mapping[str, str] | None = No
     reader = threading.Thread(target=lambda: lines.put(process.stdout.readline() if process.stdout else ""), daemon=True)
     reader.start()
     try:
-        url = lines.get(timeout=STARTUP).strip()
+        url = lines.get(timeout=startup).strip()
         assert url, f"the server did not start: {log.read_text()}"
         yield Served(process, url, log)
     finally:

@@ -44,7 +44,7 @@ class Model:
         pixels = Spec("pixels", "UINT8", (-1, *engine.input_shape))
         logits = Spec("logits", "FP32", (-1, engine.num_classes))
         described = engine.describe()
-        told = {key: described[key] for key in ("runtime", "version", "provider") if isinstance(described.get(key), str)}
+        told = {key: described[key] for key in ("runtime", "version", "provider", "machine") if isinstance(described.get(key), str)}
         model = Model(name, engine.name, pixels, logits, options.max_batch, {**told, **(claims or {})})
         if options.max_body < math.prod(engine.input_shape):
             raise InputError(f"a body of {options.max_body} bytes cannot hold a single image of {engine.input_shape}")

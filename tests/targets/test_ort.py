@@ -32,6 +32,14 @@ def test_the_tried_product_is_a_valid_model_of_one_node() -> None:
     assert [node.op_type for node in parsed.graph.node] == ["MatMulInteger"]
 
 
+def test_a_model_of_a_later_onnx_says_what_helps(tmp_path: Path) -> None:
+    later = onnx.load_model_from_string(ort.PRODUCT)
+    later.ir_version = 120
+    onnx.save(later, tmp_path / "later.onnx")
+    with pytest.raises(EngineError, match=r"IR version: 120.*; update onnxruntime, or export with --target ort-legacy$"):
+        ort.open_session(tmp_path / "later.onnx")
+
+
 def test_vnni_never_saturates() -> None:
     if {"avx512_vnni", "avx_vnni"} & set(cpu_flags()):
         assert not ort.saturates()
