@@ -30,7 +30,7 @@ from edgeguard.artifact import MANIFEST, Artifact
 from edgeguard.data import load_dataset
 from edgeguard.errors import EdgeGuardError, EngineError
 from edgeguard.targets import cpu_flags, open_engine
-from edgeguard.targets.http_client import RemoteOptions
+from edgeguard.targets.asking import RemoteOptions
 from edgeguard.targets.remote import RemoteEngine, read_remote
 
 SCHEMA = "edgeguard.board/1"

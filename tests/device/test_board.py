@@ -25,7 +25,7 @@ from edgeguard.artifact import MANIFEST, Artifact
 from edgeguard.data import load_dataset
 from edgeguard.report.read import read_report
 from edgeguard.targets import open_engine
-from edgeguard.targets.http_client import RemoteOptions
+from edgeguard.targets.asking import RemoteOptions
 from edgeguard.targets.remote import RemoteEngine, read_remote
 
 pytestmark = [pytest.mark.board, pytest.mark.slow]

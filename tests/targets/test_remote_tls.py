@@ -16,7 +16,7 @@ from serving import Served, serve_artifact
 from small_artifact import labelled, small_graph, write_artifact
 
 from edgeguard.errors import EngineError
-from edgeguard.targets.http_client import RemoteOptions
+from edgeguard.targets.asking import RemoteOptions
 from edgeguard.targets.reference import ReferenceEngine
 from edgeguard.targets.remote import RemoteEngine, read_remote
 
