@@ -21,6 +21,7 @@ from edgeguard.patch import Patch
 from edgeguard.patch_files import load_patch
 from edgeguard.report.html import render_html
 from edgeguard.report.read import read_report
+from edgeguard.verify.bundle import Bundle
 
 SIDE, DATA = 12, "npz:digits-{split}.npz"
 TRAINING = (
@@ -31,7 +32,7 @@ ATTACKING = (
     "--budget", "quick", "--attack", "a-qapa,patch-rs", "--patch-size", "4", "--steps", "4", "--universal-queries", "300",
     "--limit", "40", "--stride", "4",
 )  # fmt: skip
-VARYING: Mapping[str, tuple[str, ...]] = {"report.json": ("timing",), "attack.json": ("seconds",)}
+VARYING: Mapping[str, tuple[str, ...]] = {"report.json": ("timing",)}
 """Keys of a result that tell how long it took; all else must be equal to the byte."""
 
 
@@ -190,7 +191,7 @@ def _whole_text(path: Path) -> None:
 
 READERS: Mapping[str, Callable[[Path], Any]] = {
     "config.json": _run, "checkpoint.safetensors": _run, "metrics.jsonl": _lines, "report.json": read_report,
-    "attack.json": files.read_json, "report.html": _whole_text, "page.html": _whole_text, "junit.xml": _whole_text,
+    "bundle.json": lambda path: Bundle.load(path.parent), "report.html": _whole_text, "page.html": _whole_text, "junit.xml": _whole_text,
     "report.sarif": files.read_json, "manifest.json": lambda path: Artifact.load(path.parent).graph(),
     "graph.npz": lambda path: Artifact.load(path.parent).graph(), "model.onnx": lambda path: Artifact.load(path.parent).graph(),
     "patch.npz": Patch.load, "patch.png": load_patch, "patch-large.png": load_patch,
