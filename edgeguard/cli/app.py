@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -27,6 +28,8 @@ from edgeguard.cli.verify import verify
 from edgeguard.errors import EdgeGuardError, InputError, printable
 
 INTERRUPTED = 130
+EXHAUSTED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What a system lacks, wherever it comes to light."""
 
 app = typer.Typer(
     name="edgeguard",
@@ -54,9 +57,15 @@ def _root(
 
 
 def _of_the_system(error: OSError) -> str:
-    """What the operating system refused, such as to look into a folder."""
-    reason = error.strerror or str(error) or type(error).__name__
-    return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
+    """What the operating system refused, such as to look into a folder, and where.
+
+    Raises:
+        OSError: the error itself, where it is neither of a file nor of what a system lacks: it is a bug.
+    """
+    if error.filename is None and error.errno not in EXHAUSTED:
+        raise error
+    where = "the system" if error.filename is None else str(error.filename if isinstance(error.filename, int) else os.fsdecode(error.filename))
+    return f"{where}: {error.strerror or error}"
 
 
 def main() -> None:
@@ -69,9 +78,10 @@ def main() -> None:
         console.log(f"edgeguard: {exc}")
         sys.exit(exc.exit_code)
     except OSError as exc:
+        sentence = printable(_of_the_system(exc))
         if console.settings.debug:
             traceback.print_exc()
-        console.log(f"edgeguard: {printable(_of_the_system(exc))}")
+        console.log(f"edgeguard: {sentence}")
         sys.exit(InputError.exit_code)
     except KeyboardInterrupt:
         console.log("edgeguard: interrupted")
