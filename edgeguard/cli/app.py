@@ -64,7 +64,8 @@ def _of_the_system(error: OSError) -> str:
     """
     if error.filename is None and error.errno not in EXHAUSTED:
         raise error
-    where = "the system" if error.filename is None else str(error.filename if isinstance(error.filename, int) else os.fsdecode(error.filename))
+    named = isinstance(error.filename, (str, bytes))
+    where = os.fsdecode(error.filename) if named else "the system"
     return f"{where}: {error.strerror or error}"
 
 
