@@ -79,9 +79,8 @@ def test_only_everything_is_called_100_percent(tmp_path: Path, coverage: float, 
 
 @pytest.mark.parametrize("coverage", [None, True, "1.0", 1.5, -0.1])
 def test_an_incomplete_proof_is_refused(tmp_path: Path, coverage: Any) -> None:
-    made = artifact(tmp_path, proof={"integer_mac_coverage": coverage})
-    with pytest.raises(ArtifactError, match="no integer_mac_coverage between 0 and 1"):
-        inspect_artifact(made.path)
+    with pytest.raises(ArtifactError, match=r"no integer_mac_coverage between 0 and 1|'integer_mac_coverage' is not what"):
+        inspect_artifact(artifact(tmp_path, proof={"integer_mac_coverage": coverage}).path)
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ def other_shape(path: Path) -> None:
     [
         (lambda path: write_artifact(path, small_graph(4), "8"), "of different widths, got 8, 8, 3"),
         (lambda path: write_artifact(path, small_graph(4), "4", target="ort"), "8 and 4 differ in target"),
-        (lambda path: write_artifact(path, small_graph(4), "4", profile={"name": "x"}), "8 and 4 differ in profile"),
+        (lambda path: write_artifact(path, small_graph(4), "4", profile={"runtime": "x"}), "8 and 4 differ in profile"),
         (lambda path: write_artifact(path, small_graph(4), "4", num_classes=6), "8 and 4 differ in num_classes"),
         (other_shape, "8 and 4 differ in input_shape"),
     ],

@@ -191,7 +191,8 @@ def _whole_text(path: Path) -> None:
 
 READERS: Mapping[str, Callable[[Path], Any]] = {
     "config.json": _run, "checkpoint.safetensors": _run, "metrics.jsonl": _lines, "report.json": read_report,
-    "bundle.json": lambda path: Bundle.load(path.parent), "report.html": _whole_text, "page.html": _whole_text, "junit.xml": _whole_text,
+    "bundle.json": lambda path: Bundle.load(path.parent),
+    "report.html": _whole_text, "page.html": _whole_text, "junit.xml": _whole_text,
     "report.sarif": files.read_json, "manifest.json": lambda path: Artifact.load(path.parent).graph(),
     "graph.npz": lambda path: Artifact.load(path.parent).graph(), "model.onnx": lambda path: Artifact.load(path.parent).graph(),
     "patch.npz": Patch.load, "patch.png": load_patch, "patch-large.png": load_patch,
