@@ -109,7 +109,7 @@ def test_the_base_install_alone_is_on_it(board: Board, tmp_path: Path) -> None:
     assert {versions[name] for name in ("torch", "onnx", "brevitas", "pillow")} == {None}
 
 
-@pytest.mark.parametrize(("bits", "cpu"), [(8, "max"), (4, "max"), (2, "max"), (4, "cortex-a72")])
+@pytest.mark.parametrize(("bits", "cpu"), [(8, "max"), (2, "max"), (4, "cortex-a72")])
 def test_the_served_engine_is_this_machines_bit_for_bit(
     board: Board, export: Export, data: str, tmp_path: Path, bits: int, cpu: str
 ) -> None:
@@ -146,7 +146,7 @@ def test_it_is_verified_from_here(board: Board, digits: Artifact, tmp_path: Path
     with board.serve(digits, tmp_path / "run") as server:
         done = execute(
             tmp_path, "verify", server.url, "--twin", digits.path, "--attack", "a-qapa", "--access", "transfer,engine",
-            "--placement", "random", "--patch-size", 6, "--steps", 2, "--limit", 16, "--timeout", SECONDS, "--budget", "quick",
+            "--placement", "random", "--patch-size", 6, "--steps", 2, "--limit", 8, "--timeout", SECONDS, "--budget", "quick",
             "--out", "report",
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
