@@ -23,6 +23,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgeguard.errors import EngineError
+from edgeguard.targets.remote import RemoteEngine
+
 STARTUP = 60.0
 TOY = Path(__file__).with_name("toy_server.py")
 TOY_SHAPE, TOY_CLASSES = (3, 4, 4), 5
@@ -30,6 +33,29 @@ TOY_SHAPE, TOY_CLASSES = (3, 4, 4), 5
 
 def toy_images(count: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (count, *TOY_SHAPE), np.uint8)
+
+
+def assert_closing_ends(engine: RemoteEngine, images: NDArray[np.uint8]) -> None:
+    """Closing an engine ends a request that its server does not answer, at once, and no other is sent."""
+    failed: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            engine(images)
+        except EngineError as exc:
+            failed.append(exc)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(0.3)
+    engine.close()
+    thread.join(1)
+    assert not thread.is_alive()
+    assert len(failed) == 1
+    with pytest.raises(EngineError, match="closed"):
+        engine(images)
+    with pytest.raises(EngineError, match="closed"):
+        list(engine.stream([images]))
 
 
 def toy_logits(images: NDArray[np.uint8]) -> NDArray[np.float32]:

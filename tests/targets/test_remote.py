@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_server import INPUT, OUTPUT, Fake, right_answer, running
-from serving import TOY_CLASSES, TOY_SHAPE, serve_toy, toy_images, toy_logits
+from serving import TOY_CLASSES, TOY_SHAPE, assert_closing_ends, serve_toy, toy_images, toy_logits
 
 from edgeguard.errors import EngineError, InputError, MissingDependency
 from edgeguard.targets import Engine
@@ -328,27 +328,8 @@ def test_closing_ends_what_is_on_its_way() -> None:
         time.sleep(3)
         return bool(handler.drop())
 
-    failed: list[Exception] = []
     with running(Fake(before=hang)) as fake:
-        engine = opened(fake, RemoteOptions(timeout=60, patience=60))
-
-        def ask() -> None:
-            try:
-                engine(toy_images(1))
-            except EngineError as exc:
-                failed.append(exc)
-
-        thread = threading.Thread(target=ask)
-        thread.start()
-        time.sleep(0.3)
-        engine.close()
-        thread.join(2)
-        assert not thread.is_alive()
-    assert len(failed) == 1
-    with pytest.raises(EngineError, match="closed"):
-        engine(toy_images(1))
-    with pytest.raises(EngineError, match="closed"):
-        list(engine.stream([toy_images(1)]))
+        assert_closing_ends(opened(fake, RemoteOptions(timeout=60, patience=60)), toy_images(1))
 
 
 def test_wrong_images_are_refused_before_they_are_sent() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serving import TOY_CLASSES, TOY_SHAPE, make_certificate, toy_images, toy_logits
+from serving import TOY_CLASSES, TOY_SHAPE, assert_closing_ends, make_certificate, toy_images, toy_logits
 
 grpc = pytest.importorskip("grpc")
 pytest.importorskip("tritonclient.grpc")
@@ -340,25 +340,8 @@ def test_models_that_are_not_supported(name: str) -> None:
 
 
 def test_closing_ends_what_is_on_its_way() -> None:
-    failed: list[Exception] = []
     with running(Fake(before=lambda number, context: time.sleep(1.5))) as fake:
-        engine = opened(fake, RemoteOptions(timeout=60, patience=60))
-
-        def ask() -> None:
-            try:
-                engine(toy_images(1))
-            except EngineError as exc:
-                failed.append(exc)
-
-        thread = threading.Thread(target=ask)
-        thread.start()
-        time.sleep(0.3)
-        engine.close()
-        thread.join(1)
-        assert not thread.is_alive()
-    assert len(failed) == 1
-    with pytest.raises(EngineError, match="closed"):
-        engine(toy_images(1))
+        assert_closing_ends(opened(fake, RemoteOptions(timeout=60, patience=60)), toy_images(1))
 
 
 @pytest.fixture(scope="module")
