@@ -7,6 +7,7 @@ import torch
 from small_training import TRAIN, WIDTHS, batch_of, equal, small_trainer, train
 
 from edgeguard.defences.config import Disalignment, UniversalPatches
+from edgeguard.defences.distributed import forbid_local_statistics
 from edgeguard.defences.triqdef import likeness
 from edgeguard.errors import InputError
 from edgeguard.quant.width import Width
@@ -46,6 +47,13 @@ def test_likeness_does_not_depend_on_running_statistics_and_leaves_them():
     assert all(torch.equal(norm.running_mean, was) for norm, was in zip(norms, kept, strict=True))
     assert all(torch.equal(norm.num_batches_tracked, was) for norm, was in zip(norms, counts, strict=True))
     assert all(norm.training and norm.track_running_stats for norm in norms)
+
+
+def test_statistics_of_one_process_alone_are_refused_where_several_train():
+    subject = trainer()
+    forbid_local_statistics(subject.model)
+    with pytest.raises(InputError, match="train it with one process"):
+        measured(subject, (EIGHT, TWO))
 
 
 def test_features_are_the_ends_of_the_last_stages():
