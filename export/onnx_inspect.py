@@ -37,7 +37,8 @@ DOMAINS = ("", "ai.onnx", "com.microsoft")
 """Operations of these are named without their domain."""
 NO_KERNEL = "none found"
 MAX_NAME, MAX_REASON = 160, 400
-NOISE = re.compile(r"\[ONNXRuntimeError\] : -?\d+ : \w+ : |\S+\.(?:cc|h):\d+\s")
+NOISE = re.compile(r"\[ONNXRuntimeError\] : -?\d+ : \w+ : |\S+\.(?:cc|h):\d+\s(?:[^()]*::[^()]*\([^()]*\) )?")
+"""What the runtime says of itself in its messages: kinds of errors, lines of its sources and signatures of its functions."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def _optimized(path: Path) -> onnx.ModelProto:
             session = open_session(path, threads=1, optimized=file)
         except EngineError as exc:
             version = require("onnxruntime", None).__version__
-            reason = " ".join(NOISE.sub("", str(exc.__cause__ or exc)).split())
+            said = re.sub(rf"Load model from {re.escape(str(path))}(?: failed:)?", "", str(exc.__cause__ or exc))
+            reason = " ".join(NOISE.sub("", said).split())
             reason = printable(reason, MAX_REASON).rstrip(".")
             raise InputError(f"onnxruntime {version} cannot load {str(path)!r}: {reason}") from exc
         if session.get_providers() != [PROVIDER]:
