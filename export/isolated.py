@@ -19,8 +19,8 @@ SECONDS = 300
 """Of processor time."""
 PATIENCE = 6
 """Times as long may it take by the clock, on a busy machine."""
-MEMORY, MEMORY_PER_BYTE = 3 << 30, 10
-"""Bytes of address space: for the libraries, and for each byte of the model and its external data."""
+MEMORY, MEMORY_PER_BYTE = 1_000_000_000, 10
+"""Bytes of address space: for the libraries, which take a fifth of it, and for each byte of the model and its external data."""
 CODE = "import sys; sys.path[:] = sys.argv[2:]; from edgeguard.export.isolated import child; child(sys.argv[1])"
 QUIET = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 """Threads reserve address space."""
