@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edgeguard.data.dataset import Dataset, from_arrays
-from edgeguard.errors import InputError, require
+from edgeguard.errors import InputError, MissingDependency, require
 
 
 def default_folder() -> Path:
@@ -37,7 +37,10 @@ def load_cifar10(folder: Path | None, split: Literal["train", "test"]) -> Datase
         MissingDependency: torchvision is not installed.
     """
     folder = folder or default_folder()
-    cifar = require("torchvision.datasets", "train").CIFAR10
+    try:
+        cifar = require("torchvision.datasets", "train").CIFAR10
+    except MissingDependency as exc:
+        raise MissingDependency(f"{exc}; on a device give the images as --data npz:FILE") from None
     try:
         found = _open(cifar, folder, split, download=False)
     except (OSError, RuntimeError):

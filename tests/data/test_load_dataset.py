@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import urllib.error
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgeguard.data import has_splits, load_dataset, load_splits
-from edgeguard.errors import InputError
+from edgeguard.errors import InputError, MissingDependency
 
 SPECS = "digits, cifar10, cifar10:DIR, imagefolder:DIR, npz:FILE"
 
@@ -93,6 +94,12 @@ def test_cifar10_is_downloaded_when_missing(cifar: Any, tmp_path: Path, monkeypa
     cifar.missing = True
     assert len(load_dataset("cifar10", "train")) == 2
     assert (tmp_path / "cache" / "edgeguard").is_dir()
+
+
+def test_cifar10_where_the_base_install_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    with pytest.raises(MissingDependency, match=r'"edgeguard\[train\]"; on a device give the images as --data npz:'):
+        load_dataset("cifar10", "test")
 
 
 @pytest.mark.parametrize("failure", [urllib.error.URLError("no route"), RuntimeError("File not found or corrupted.")])
