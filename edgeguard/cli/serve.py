@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from edgeguard import files
-from edgeguard.artifact import MANIFEST
+from edgeguard.artifact import GRAPH, MANIFEST
 from edgeguard.cli.console import ConfigOption, JsonOption, emit, log
 from edgeguard.errors import EngineError
 from edgeguard.pool_artifact import Pool, load_model
@@ -72,4 +72,5 @@ def _claims(source: Any) -> dict[str, Any]:
     """What identifies the model, for clients that hold it against a twin."""
     if isinstance(source, Pool):
         return {"target": source.target, "width": ", ".join(source.widths), "artifact_sha256": source.sha256}
-    return {"target": source.target, "width": source.width, "artifact_sha256": files.sha256(source.path / MANIFEST)}
+    return {"target": source.target, "width": source.width, "artifact_sha256": files.sha256(source.path / MANIFEST),
+            "graph_sha256": source.manifest["files"][GRAPH]}  # fmt: skip

@@ -1,4 +1,6 @@
-"""Several reports on one artifact, one set of images and one set of patches as one, such as a workstation's and a device's.
+"""Several reports on one model, one set of images and one set of patches as one, such as a workstation's and a device's.
+
+The model is one artifact, or the integer graph that artifacts of several targets share.
 
 Nothing is averaged: every rate stays a cell of its own, with its count, its interval, and the report that it is from, and so
 the engine, the machine and the access. Only cells of the same patches at the same places are put side by side.
@@ -13,11 +15,10 @@ import edgeguard
 from edgeguard.errors import InputError
 from edgeguard.report.compare import Entry, entries, same_images
 from edgeguard.report.figures import Report, headline
+from edgeguard.report.identity import UNKNOWN, Executed
 
 SCHEMA = "edgeguard.merged/1"
-UNKNOWN = "unknown"
-"""SHA-256 in a report on a server that does not say what it executes."""
-ARTIFACT = ("name", "target", "width", "weight_bits", "activation_bits", "sha256")
+ARTIFACT = ("width", "weight_bits", "activation_bits")
 SAME_DEFINITIONS = ("asr", "robust_accuracy", "ci95")
 MEASURE = ("attack", "scope", "patch_size", "placement", "stride", "places", "target", "patch_sha256")
 """What two cells must share to be the same measure."""
@@ -30,11 +31,12 @@ KEPT = (
 def merge(reports: Sequence[Report]) -> dict[str, Any]:
     """The merged document.
 
-    Returns: `sources`, what each report is of; `cells`, every rate with the letter of its source; `side_by_side`, numbers of
-    cells that are the same measure on several engines; `highest`, the number of the cell with the highest ASR.
+    Returns: `artifact`, the widths and the SHA-256 of the integer graph; `sources`, what each report is of; `cells`, every rate
+    with the letter of its source; `side_by_side`, numbers of cells that are the same measure on several engines; `highest`, the
+    number of the cell with the highest ASR.
 
     Raises:
-        InputError: fewer than two or more than 26 reports, or reports of different artifacts, data, definitions or patches.
+        InputError: fewer than two or more than 26 reports, or reports of different models, data, definitions or patches.
     """
     found = entries(reports)
     for other in found[1:]:
@@ -53,7 +55,7 @@ def merge(reports: Sequence[Report]) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "edgeguard": edgeguard.__version__,
-        "artifact": {key: artifact[key] for key in ARTIFACT},
+        "artifact": {key: artifact[key] for key in ARTIFACT} | {"graph_sha256": Executed.of(artifact).graph},
         "data": {key: data[key] for key in ("name", "sha256", "n", "of")},
         "definitions": definitions,
         "sources": [_source(one) for one in found],
@@ -66,15 +68,16 @@ def merge(reports: Sequence[Report]) -> dict[str, Any]:
 def _check_same(first: Entry, other: Entry) -> None:
     """Refuse what cannot stand in one report."""
     pair = f"report {other.letter} and report {first.letter}"
-    one, two = first.report["artifact"], other.report["artifact"]
-    digests = [_executed(entry.report) for entry in (first, other)]
-    for entry, digest in zip((first, other), digests, strict=True):
-        if digest == UNKNOWN:
+    one, two = (Executed.of(entry.report["artifact"]) for entry in (first, other))
+    for entry, executed in ((first, one), (other, two)):
+        if executed.artifact == UNKNOWN:
             raise InputError(f"report {entry.letter} is of a server that does not say which artifact it executes; "
                              "verify it with --twin")  # fmt: skip
-    if digests[0] != digests[1]:
-        raise InputError(f"{pair} are of different artifacts: {two['name']} of SHA-256 {digests[1][:12]}... and "
-                         f"{one['name']} of {digests[0][:12]}...; compare them without --merge")  # fmt: skip
+    if not one.is_model(two):
+        names = [f"{entry.report['artifact']['name']} of SHA-256 {executed.artifact[:12]}..."
+                 for entry, executed in ((other, two), (first, one))]  # fmt: skip
+        raise InputError(f"{pair} are of different artifacts, and not of one integer graph: {' and '.join(names)}; compare them "
+                         "without --merge")  # fmt: skip
     if not same_images(first.report, other.report):
         raise InputError(f"{pair} were judged on different images; verify both with one bundle of `edgeguard attack`, "
                          "or with equal data, --limit and --seed")  # fmt: skip
@@ -84,20 +87,14 @@ def _check_same(first: Entry, other: Entry) -> None:
             raise InputError(f"{pair} define {name} differently: {words[1]!r:.80} and {words[0]!r:.80}")
 
 
-def _executed(report: Report) -> str:
-    """SHA-256 of the artifact that the engine executes, or that of its twin where a server does not say."""
-    claims = (report["artifact"].get("remote") or {"claims": {}})["claims"]
-    claimed = claims.get("artifact_sha256")
-    return claimed if isinstance(claimed, str) else str(report["artifact"]["sha256"])
-
-
 def _words_on_artifact(report: Report) -> str:
     remote = report["artifact"].get("remote")
     if not remote:
-        return "the artifact"
-    if isinstance(remote["claims"].get("artifact_sha256"), str):
-        return "the artifact, as the server says"
-    return "its twin is of the artifact; the server does not say what it executes"
+        return f"{report['artifact']['name']}, {report['artifact']['target']}"
+    claims = remote["claims"]
+    if isinstance(claims.get("artifact_sha256"), str):
+        return f"{claims.get('target', UNKNOWN)}, as the server says"
+    return f"its twin is {report['artifact']['name']}; the server does not say what it executes"
 
 
 def _check_patches(found: Sequence[Entry]) -> None:
@@ -128,6 +125,7 @@ def _source(one: Entry) -> dict[str, Any]:
         "engine": f"{engine.get('runtime', UNKNOWN)} {engine.get('version', '')}".strip(),
         "machine": f"the server {remote['url']}, asked from {environment['platform']}" if remote else environment["platform"],
         "executes": _words_on_artifact(report),
+        "artifact_sha256": Executed.of(report["artifact"]).artifact,
         "seed": environment["seed"],
         "twin": report["clean"]["twin"] is not None,
         "integer_mac_coverage": report["artifact"]["integer_mac_coverage"],

@@ -27,14 +27,15 @@ def render_merged(document: Mapping[str, Any]) -> str:
     ]
     strongest = cells[document["highest"]]
     links = " ".join(f'<a href="#{anchor}">{text(title)}</a>' for anchor, title, _ in parts)
-    name = f"{artifact['name']}, {artifact['target']}, {artifact['width']} bit"
+    name = _name(document)
     letters = len(document["sources"])
     header = (
         f'<p class="brand"><b>EdgeGuard</b> merged report of {letters} verifications</p><h1>{text(name)}</h1>'
         f"<p>{text(_highest(strongest))}</p><nav>{links}</nav>"
     )
     identity = card(facts((
-        ("Artifact, SHA-256 of its manifest", artifact["sha256"]),
+        ("Integer graph, SHA-256", artifact["graph_sha256"]),
+        *((f"Artifact of report {one['letter']}, SHA-256 of its manifest", one["artifact_sha256"]) for one in document["sources"]),
         ("Judged on", f"{data['n']} of {data['of']} images of {data['name']}, the same in all reports"),
         ("SHA-256 of the data", data["sha256"]),
     )))  # fmt: skip
@@ -44,9 +45,9 @@ def render_merged(document: Mapping[str, Any]) -> str:
 
 def format_merged(document: Mapping[str, Any]) -> str:
     """What `merge` returned, as lines of text."""
-    artifact, data, cells = document["artifact"], document["data"], document["cells"]
+    data, cells = document["data"], document["cells"]
     lines = [
-        f"{artifact['name']}, {artifact['target']}, {artifact['width']} bit; {data['n']} of {data['of']} images of {data['name']}",
+        f"{_name(document)}; {data['n']} of {data['of']} images of {data['name']}",
         "",
     ]
     for one in document["sources"]:
@@ -66,6 +67,11 @@ def format_merged(document: Mapping[str, Any]) -> str:
     lines.append(_highest(cells[document["highest"]]))
     lines += [words["words"] for words in document["definitions"].get("asr", [])]
     return "\n".join(printable(line) for line in lines) + "\n"
+
+
+def _name(document: Mapping[str, Any]) -> str:
+    executed = dict.fromkeys(one["executes"] for one in document["sources"])
+    return f"{' and '.join(executed)}; {document['artifact']['width']} bit"
 
 
 def _highest(cell: Mapping[str, Any]) -> str:

@@ -186,8 +186,7 @@ def _check_values(document: Any) -> None:
         elif isinstance(value, list):
             todo += [(part, depth + 1) for part in value]
         elif isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:  # false for NaN, too
-            got = f"{value:g}" if isinstance(value, float) else f"one of {value.bit_length()} bits"
-            raise InputError(f"the report holds a number that is none of its figures: {got}")
+            raise InputError(f"the report holds a number that is none of its figures: {_amount(value)}")
         elif isinstance(value, str) and not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
             raise InputError("the report holds text that is not valid Unicode: half of a surrogate pair")
 
@@ -228,12 +227,17 @@ def _check_object(value: Any, shape: Any, where: str) -> None:
             raise InputError(f"{name} is missing")
 
 
+def _amount(value: int | float) -> str:
+    """A number in few digits; of an integer that may be beyond every float its size."""
+    return f"{value:g}" if isinstance(value, float) or abs(value) <= LARGEST else f"one of {value.bit_length()} bits"
+
+
 def _check_number(value: Any, shape: Within, where: str) -> None:
     kinds = (int,) if shape.whole else (int, float)
     if type(value) not in kinds:
         raise InputError(f"{where} must be {' or '.join(map(_name, kinds))}, got {_kind(value)}")
     if not shape.low <= value <= shape.high:
-        raise InputError(f"{where} must be from {shape.low:g} to {shape.high:g}, got {value:g}")
+        raise InputError(f"{where} must be from {shape.low:g} to {shape.high:g}, got {_amount(value)}")
 
 
 def _kind(value: Any) -> str:

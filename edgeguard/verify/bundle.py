@@ -1,7 +1,7 @@
 """What `edgeguard attack` writes on the workstation and `verify` replays on the device: patches, and what they are judged on.
 
-A folder of `bundle.json`, which has the SHA-256 of every other file, of the artifact and of the data; `images.npz`, the
-images to judge by their number in the data, with their labels; and an npz for each patch. NumPy only.
+A folder of `bundle.json`, which has the SHA-256 of every other file, of the artifact, its integer graph and the data;
+`images.npz`, the images to judge by their number in the data, with their labels; and an npz for each patch. NumPy only.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from edgeguard.attacks.api import Found
 from edgeguard.data.dataset import Dataset
 from edgeguard.errors import InputError, shown
 from edgeguard.patch import check_fits, digest
+from edgeguard.report.identity import UNKNOWN, Executed
 from edgeguard.report.read import LARGEST, Maybe, Within, check_shape
 from edgeguard.verify.catalog import CATALOG, entry
-from edgeguard.verify.deployed import Remote, Target, target_block
+from edgeguard.verify.deployed import Target, target_block
 from edgeguard.verify.document import definitions
 from edgeguard.verify.options import VerifyOptions
 from edgeguard.verify.prepare import Split
@@ -38,7 +39,7 @@ _SIDE = Within(1, 1 << 16, whole=True)
 SHAPE: dict[str, Any] = {
     "schema": str, "edgeguard": str,
     "artifact": {
-        "name": str, "target": str, "width": str, "sha256": str, "num_classes": _COUNT,
+        "name": str, "target": str, "width": str, "sha256": str, "graph_sha256": str, "num_classes": _COUNT,
         "input_shape": [Within(-1, 1 << 16, whole=True)],
     },
     "data": {"name": str, "sha256": str, "of": _COUNT, "n": _COUNT}, "target": Maybe(_COUNT), "seed": _COUNT,
@@ -117,17 +118,14 @@ def check_bundle(bundle: Bundle, target: Target, dataset: Dataset, options: Veri
     """Hold a bundle against what it is replayed on; the engine of a server that does not say what it executes may be any.
 
     Raises:
-        InputError: another artifact, other data or labels, another seed or target.
+        InputError: an artifact of another integer graph, other data or labels, another seed or target.
     """
     named, data = bundle.document["artifact"], bundle.document["data"]
-    here = target_block(target)["sha256"]
-    if isinstance(target, Remote):
-        claimed = target.model.claims.get("artifact_sha256")
-        here = claimed if isinstance(claimed, str) else here
-    if here != named["sha256"] and "unknown" not in (here, named["sha256"]):
-        made = f"{shown(named['name'])} of SHA-256 {shown(named['sha256'][:12])}"
-        raise InputError(f"the bundle was made for the artifact {made}, and this one is {here[:12]}...; replay its patch files "
-                         "with --patch to try them on another")  # fmt: skip
+    here, made = Executed.of(target_block(target)), Executed(named["sha256"], named["graph_sha256"])
+    if not here.is_model(made) and UNKNOWN not in (here.artifact, made.artifact):
+        words = f"{shown(named['name'])} of SHA-256 {shown(named['sha256'][:12])}"
+        raise InputError(f"the bundle was made for the artifact {words}, and this one is {here.artifact[:12]}... and of another "
+                         "integer graph; replay its patch files with --patch to try them on another")  # fmt: skip
     if (dataset.sha256, len(dataset)) != (data["sha256"], data["of"]):
         wanted = f"{shown(data['name'])}, {data['of']} images of SHA-256 {shown(data['sha256'][:12])}"
         raise InputError(f"the bundle is judged on {wanted}, and {dataset.name} holds others: {len(dataset)} of "
@@ -147,7 +145,9 @@ def write_bundle(
 
     made: of each patch the name of its file, what it came of, the patch, and the settings of its attack.
     """
-    kept = target_block(target)
+    block = target_block(target)
+    executed = Executed.of(block)
+    kept = {**block, "sha256": executed.artifact, "graph_sha256": executed.graph}
     dataset = split.judged_of
     _save(folder / IMAGES, indices=split.judged, labels=dataset.labels[split.judged])
     entries = []

@@ -122,6 +122,30 @@ def test_a_served_engine_replays_it(station: Path, tmp_path: Path) -> None:
     assert {"replay", "query"} <= set(accesses)
 
 
+def test_an_engine_built_elsewhere_of_the_same_integers_replays_it(workspace: Path, station: Path, tmp_path: Path) -> None:
+    """As a TensorRT plan is: another target and another manifest, and the integer graph of the bundle."""
+    built = execute(workspace, "export", "run", "--bits", "2", "--target", "ort-legacy", "--out", tmp_path / "built")
+    assert built.returncode == 0, built.stderr
+    assert files.sha256(tmp_path / "built/manifest.json") != files.sha256(station / "a2/manifest.json")
+    places = ("--placement", "random,worst")
+    done = on_the_device(station, "verify", tmp_path / "built", "--bundle", "bundle", *places, "--out", tmp_path / "local")
+    assert done.returncode == 0, done.stderr
+    with serve_artifact(tmp_path / "built", tmp_path) as server:
+        options = ("--data", "digits", "--bundle", "bundle", *places, "--out", tmp_path / "far")
+        done = on_the_device(station, "verify", server.url, *options)
+        assert done.returncode == 0, done.stderr
+    here = read_report(station / "here/report.json")
+    for name in ("local", "far"):
+        assert rates(read_report(tmp_path / name / "report.json")) == rates(here)
+    merged = execute(station, "report", "--merge", "here", tmp_path / "local", tmp_path / "far", "--json")
+    assert merged.returncode == 0, merged.stderr
+    document = json.loads(merged.stdout)
+    assert [one["executes"] for one in document["sources"]] == ["a2, ort", "built, ort-legacy", "ort-legacy, as the server says"]
+    assert len({one["artifact_sha256"] for one in document["sources"]}) == 2
+    assert document["artifact"]["graph_sha256"] == files.sha256(tmp_path / "built/graph.npz")
+    assert all(group["equal"] and len(group["cells"]) == 3 for group in document["side_by_side"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -173,6 +197,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another patch": (
         lambda b: changed(b, "patch-1.npz", pixels=np.zeros((3, 4, 4), np.uint8), mask=np.ones((4, 4), bool)),
         "is not the patch that bundle.json describes",
+    ),
+    "a number beyond every float": (
+        lambda b: (b / "bundle.json").write_text((b / "bundle.json").read_text().replace('"seed": 3', f'"seed": {10**400}')),
+        "bundle.json.seed must be from 0 to 9.22337e+18, got one of 1329 bits",
     ),
     "no places": (
         lambda b: changed(b, "patch-3.npz", pixels=np.zeros((12, 3, 4, 4), np.uint8), mask=np.ones((4, 4), bool)),
@@ -228,7 +256,7 @@ def test_reports_that_are_not_of_one_thing(station: Path, tmp_path: Path) -> Non
         "other patches": ("a2", *small, "--limit", "50", "--seed", "3"),
     }
     words = {
-        "other images": "were judged on different images", "other artifact": "are of different artifacts: a8 of SHA-256",
+        "other images": "were judged on different images", "other artifact": "not of one integer graph: a8 of SHA-256",
         "other patches": "and report B does not hold it: they are of different patches",
     }  # fmt: skip
     for name, arguments in made.items():

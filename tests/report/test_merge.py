@@ -88,14 +88,31 @@ def on_a_server(claims: dict[str, str]) -> dict[str, Any]:
 
 
 def test_what_a_server_says_that_it_executes_counts() -> None:
-    said = merge([example_report(), on_a_server({"artifact_sha256": "cd" * 32})])
-    assert [one["executes"] for one in said["sources"]] == ["the artifact", "the artifact, as the server says"]
+    said = merge([example_report(), on_a_server({"artifact_sha256": "cd" * 32, "target": "ort"})])
+    assert [one["executes"] for one in said["sources"]] == ["resnet20-w4, ort", "ort, as the server says"]
     silent = merge([example_report(), on_a_server({})])
-    assert silent["sources"][1]["executes"] == "its twin is of the artifact; the server does not say what it executes"
+    assert silent["sources"][1]["executes"] == "its twin is resnet20-w4; the server does not say what it executes"
     assert "the server does not say what it executes" in render_merged(silent)
     assert "the server does not say what it executes" in format_merged(silent)
     with pytest.raises(InputError, match="are of different artifacts"):
         merge([example_report(), on_a_server({"artifact_sha256": "ee" * 32})])
+
+
+def test_artifacts_of_one_integer_graph_are_one_model() -> None:
+    station = example_report()
+    station["artifact"]["files"]["graph.npz"] = "77" * 32
+    built = device()
+    built["artifact"] |= {"name": "resnet20-w4-plan", "target": "trt", "sha256": "ee" * 32, "files": {"graph.npz": "77" * 32}}
+    served = on_a_server({"artifact_sha256": "dd" * 32, "graph_sha256": "77" * 32, "target": "openvino"})
+    document = merge([station, built, served])
+    assert document["artifact"]["graph_sha256"] == "77" * 32
+    assert [one["artifact_sha256"] for one in document["sources"]] == ["cd" * 32, "ee" * 32, "dd" * 32]
+    name = "resnet20-w4, ort and resnet20-w4-plan, trt and openvino, as the server says; 4 bit"
+    assert name in format_merged(document)
+    assert f"<h1>{name}</h1>" in render_merged(document)
+    for other in ({**built["artifact"], "files": {"graph.npz": "78" * 32}}, {**built["artifact"], "files": {}}):
+        with pytest.raises(InputError, match="and not of one integer graph: resnet20-w4-plan of SHA-256 ee"):
+            merge([station, {**built, "artifact": other}])
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

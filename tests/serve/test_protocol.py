@@ -66,6 +66,7 @@ def test_what_the_metadata_says(served: Served, ort_artifact: Artifact) -> None:
     assert metadata["platform"] == "edgeguard_ort"
     assert metadata["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": [-1, 5]}]
     assert metadata["parameters"]["artifact_sha256"] == files.sha256(ort_artifact.path / MANIFEST)
+    assert metadata["parameters"]["graph_sha256"] == files.sha256(ort_artifact.path / "graph.npz")
     assert metadata["parameters"]["width"] == "4"
     assert served.request("GET", f"{served.path}/versions/1").document == metadata
     assert served.request("HEAD", "/v2").body == b""
