@@ -79,14 +79,14 @@ def _highest(cell: Mapping[str, Any]) -> str:
     return f"Highest ASR: {rate}, {attack_name({**cell, 'name': cell['attack']})}, in report {cell['source']}."
 
 
-def _crafted(cell: Mapping[str, Any]) -> str:
-    """How a patch came about, where that is not its access here."""
+def _crafted(cell: Mapping[str, Any]) -> tuple[str, ...]:
+    """How a patch came about, where that is not its access here, in phrases."""
     if cell["access"] != "replay":
-        return f"crafted on {cell['crafted']['source']}" if cell["crafted"]["source"] else ""
+        return (f"crafted on {cell['crafted']['source']}",) if cell["crafted"]["source"] else ()
     if cell["crafted"] is None:
-        return f"from the file {cell['file']}"
+        return (f"from the file {cell['file']}",)
     source = f" on {cell['crafted']['source']}" if cell["crafted"]["source"] else ""
-    return f"{cell['file']}, crafted at {cell['crafted']['access']} access{source}"
+    return f"{cell['file']}, crafted", f"at {cell['crafted']['access']} access{source}"
 
 
 def _line(cell: Mapping[str, Any]) -> tuple[str, ...]:
@@ -132,7 +132,7 @@ def _cell(cell: Mapping[str, Any], engines: Mapping[str, str]) -> tuple[str, ...
         f"{cell['source']}{small(engines[cell['source']])}",
         f"{text(ATTACK_NAMES.get(cell['attack'], cell['attack']))}{small(f'{side}x{side}{own}')}"
         + (f"<code>{text(digest[:12])}</code>" if digest else ""),
-        f"{text(ACCESS_NAMES.get(cell['access'], cell['access']))}{small(_crafted(cell))}",
+        f"{text(ACCESS_NAMES.get(cell['access'], cell['access']))}{small(*_crafted(cell))}",
         f"{text(cell['placement'])}{small(str(cell['places']) + ' tried')}",
         counted(cell["asr"], cell["ci95"], cell["n"], bar=True),
         counted(cell["robust_accuracy"], cell["robust_ci95"], cell["robust_n"]),

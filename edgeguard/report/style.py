@@ -60,7 +60,7 @@ td.n { white-space: nowrap; }
 td:last-child, th:last-child { padding-right: 0; }
 td small { display: block; color: var(--soft); font-size: 0.82rem; white-space: normal; }
 td.title { font-weight: 600; min-width: 8em; }
-thead th { min-width: 6.2em; }
+thead th { min-width: 7.4em; }
 td.title small { font-weight: 400; }
 td > span { display: block; }
 .phrase { white-space: nowrap; }
@@ -110,7 +110,7 @@ pre {
   white-space: pre-wrap; overflow-wrap: anywhere; background: var(--track); border-radius: 8px;
   padding: 12px 14px; margin: 12px 0 0;
 }
-@media screen and (max-width: 760px) {
+@media screen and (max-width: 880px) {
   main { padding: 20px 14px 40px; }
   .numbers, .split { grid-template-columns: minmax(0, 1fr); }
   h1 { font-size: 1.3rem; }

@@ -91,7 +91,7 @@ def test_nothing_comes_from_outside() -> None:
 
 def test_light_dark_narrow_and_paper() -> None:
     html = render_html(example_report())
-    for part in ("prefers-color-scheme: dark", "@media print", "max-width: 760px", "width=device-width"):
+    for part in ("prefers-color-scheme: dark", "@media print", "max-width: 880px", "width=device-width"):
         assert part in html
 
 

@@ -57,7 +57,7 @@ def test_the_page_and_the_text() -> None:
     board["skipped"] = [{"attack": "gap", "reason": "no twin"}]
     document = merge([example_report(), board])
     page, words = render_merged(document), format_merged(document)
-    for part in ("patch.npz, crafted at engine access on 4", "50.0 %", "45 of 90", "Linux-aarch64", "another count"):
+    for part in ("patch.npz, crafted", "at engine access on 4", "50.0 %", "45 of 90", "Linux-aarch64", "another count"):
         assert part in page
     assert "<m>" not in page
     assert "<here>" not in page
