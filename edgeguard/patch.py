@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,9 +44,7 @@ class Patch:
 
     def save(self, path: Path) -> None:
         """Write an npz file; equal patches give equal bytes."""
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, pixels=self.pixels, mask=self.mask)
-        files.write_bytes(path, buffer.getvalue())
+        files.write_npz(path, {"pixels": self.pixels, "mask": self.mask})
 
     @staticmethod
     def load(path: Path, limit: int = 64 << 20) -> Patch:

@@ -19,8 +19,9 @@ SECONDS = 300
 """Of processor time."""
 PATIENCE = 6
 """Times as long may it take by the clock, on a busy machine."""
-MEMORY, MEMORY_PER_BYTE = 1_000_000_000, 10
-"""Bytes of address space: for the libraries, which take a fifth of it, and for each byte of the model and its external data."""
+MEMORY, MEMORY_PER_BYTE, MEMORY_PER_ELEMENT = 1_000_000_000, 10, 16
+"""Bytes of address space: for the libraries, which take a fifth of it, for each byte of the model and its external data, and
+for each number in them, which the runtime may unpack to float32 in several copies."""
 CODE = "import sys; sys.path[:] = sys.argv[2:]; from edgeguard.export.isolated import child; child(sys.argv[1])"
 QUIET = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 """Threads reserve address space."""
@@ -70,7 +71,9 @@ def child(path: str) -> NoReturn:
         from edgeguard.export.onnx_read import read_model
 
         _limit(file.stat().st_size)
-        _limit(read_model(file).size)
+        stored = read_model(file)
+        _limit(stored.size, stored.elements)
+        del stored
         answer = examine(file)
     except EdgeGuardError as exc:
         answer = {"error": str(exc), "exit_code": exc.exit_code}
@@ -82,13 +85,13 @@ def child(path: str) -> NoReturn:
     os._exit(0)
 
 
-def _limit(size: int) -> None:
+def _limit(size: int, elements: int = 0) -> None:
     """Bound the address space and processor time of this process, where the system can."""
     try:
         import resource
     except ImportError:
         return
-    memory = MEMORY + MEMORY_PER_BYTE * size
+    memory = MEMORY + MEMORY_PER_BYTE * size + MEMORY_PER_ELEMENT * elements
     for kind, wanted in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_CORE, 0)):
         _, hard = resource.getrlimit(kind)
         bounded = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

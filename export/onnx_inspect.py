@@ -36,8 +36,9 @@ from edgeguard.targets.ort import PROVIDER, open_session
 DOMAINS = ("", "ai.onnx", "com.microsoft")
 """Operations of these are named without their domain."""
 NO_KERNEL = "none found"
-MAX_NAME, MAX_REASON = 160, 400
-NOISE = re.compile(r"\[ONNXRuntimeError\] : -?\d+ : \w+ : |\S+\.(?:cc|h):\d+\s(?:[^()]*::[^()]*\([^()]*\) )?")
+MAX_NAME, MAX_REASON, MAX_SAID = 160, 400, 4000
+_FUNCTION = r"(?:[\w:<>,&* ]{0,300}::)?[\w~<>,&*]{1,100}\([^()]{0,800}\)(?: const)?(?: \[with [^\]]{0,500}\])? "
+NOISE = re.compile(rf"\[ONNXRuntimeError\] : -?\d+ : \w+ : |\S{{1,200}}\.(?:cc|h):\d+\s(?:{_FUNCTION})?")
 """What the runtime says of itself in its messages: kinds of errors, lines of its sources and signatures of its functions."""
 
 
@@ -75,20 +76,32 @@ def _optimized(path: Path) -> onnx.ModelProto:
 
     Raises:
         InputError: with the runtime's reason for not loading the file.
+        MemoryError: the runtime, or its copy of the file, takes more than this process may have.
     """
     with folders.temporary_folder() as folder:
         file = folder / "optimized.onnx"
         try:
             session = open_session(path, threads=1, optimized=file)
-        except EngineError as exc:
+        except (EngineError, InputError) as exc:
+            if "bad_alloc" in str(exc):
+                raise MemoryError from exc
+            if isinstance(exc, InputError):
+                raise
             version = require("onnxruntime", None).__version__
-            said = re.sub(rf"Load model from {re.escape(str(path))}(?: failed:)?", "", str(exc.__cause__ or exc))
-            reason = " ".join(NOISE.sub("", said).split())
-            reason = printable(reason, MAX_REASON).rstrip(".")
-            raise InputError(f"onnxruntime {version} cannot load {str(path)!r}: {reason}") from exc
+            raise InputError(f"onnxruntime {version} cannot load {str(path)!r}: {_reason_of(exc, path)}") from exc
         if session.get_providers() != [PROVIDER]:
             raise InputError(f"onnxruntime chose {session.get_providers()} instead of {PROVIDER} alone")
-        return onnx.load(file, load_external_data=False)
+        try:
+            return onnx.load(file, load_external_data=False)
+        except Exception as exc:  # protobuf's own, of a file that the runtime has just written: there is no room for it
+            raise MemoryError from exc
+
+
+def _reason_of(error: EngineError, path: Path) -> str:
+    """Why the runtime does not load a file, without the names of its own sources."""
+    said = str(error.__cause__ or error)[:MAX_SAID]
+    said = re.sub(rf"Load model from {re.escape(str(path))}(?: failed:)?", "", said)
+    return printable(" ".join(NOISE.sub("", said).split()), MAX_REASON).rstrip(".")
 
 
 def _describe(stored: StoredFile, optimized: onnx.ModelProto) -> dict[str, Any]:

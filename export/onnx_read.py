@@ -34,11 +34,15 @@ RUNTIME_MEMORY = "_ORT_MEM_ADDR_"
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A model as its file has it, external data not read; `size`: bytes of the file and of its external data."""
+    """A model as its file has it, external data not read.
+
+    size: bytes of the file and of its external data. elements: numbers in all of its tensors.
+    """
 
     path: Path
     model: onnx.ModelProto
     size: int
+    elements: int
 
 
 def file_size(path: Path) -> int:
@@ -83,7 +87,7 @@ def read_model(path: Path) -> StoredFile:
     external = sum(_check_tensor(tensor, path) for tensor in tensors(model))
     if size + external > LIMIT:
         raise InputError(f"{str(path)!r} and its external data have more than {LIMIT:,} bytes, which is the limit")
-    return StoredFile(path, model, size + external)
+    return StoredFile(path, model, size + external, sum(math.prod(tensor.dims) for tensor in tensors(model)))
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[object]:

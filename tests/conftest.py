@@ -4,7 +4,7 @@
 which only the installed package has inside, so the checkout's own folder is taken off the path.
 
 With `-n` the files are shared out to processes: those with a slow test go first, so that none is left working alone at the end, and
-each process computes with one thread.
+torch computes with one thread in each.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def test_every_block_says_its_language() -> None:
     ("marker", "extras", "last"),
     [
         ("demo-command", "[train]", ".venv/bin/edgeguard demo"),
-        ("test-command", "[train,test]", ".venv/bin/python -m pytest -n auto"),
+        ("test-command", "[train,test]", ".venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder"),
     ],
 )
 def test_the_commands_for_a_fresh_machine(marker: str, extras: str, last: str) -> None:

@@ -31,7 +31,7 @@ def report(
         list[Path], typer.Argument(help="A report.json, or the folder `verify` wrote; several are compared.")
     ],
     merged: Annotated[
-        bool, typer.Option("--merge", help="Make one report of several on one artifact, its images and patches.")
+        bool, typer.Option("--merge", help="Make one report of several on one model, its images and patches.")
     ] = False,
     out: OutOption = None,
     html: Annotated[Path | None, typer.Option(help="Write only this: the page.")] = None,

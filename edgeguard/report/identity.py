@@ -38,3 +38,9 @@ class Executed:
     def is_model(self, other: Executed) -> bool:
         """Whether both are known to be one artifact or one integer graph."""
         return (self.artifact == other.artifact != UNKNOWN) or (self.graph == other.graph != UNKNOWN)
+
+    def why_not(self, other: Executed) -> str:
+        """Why two artifacts are not taken for one model."""
+        if UNKNOWN in (self.graph, other.graph):
+            return "it is not known of both which integer graph they hold"
+        return "not of one integer graph"

@@ -39,11 +39,14 @@ def merge(reports: Sequence[Report]) -> dict[str, Any]:
         InputError: fewer than two or more than 26 reports, or reports of different models, data, definitions or patches.
     """
     found = entries(reports)
+    executed = [Executed.of(one.report["artifact"]) for one in found]
+    _check_models(found, executed)
     for other in found[1:]:
         _check_same(found[0], other)
     _check_patches(found)
     cells = [cell for one in found for cell in _cells(one)]
     artifact, data = found[0].report["artifact"], found[0].report["data"]
+    graph = next((one.graph for one in executed if one.graph != UNKNOWN), UNKNOWN)
     definitions: dict[str, list[dict[str, Any]]] = {}
     for one in found:
         for name, words in one.report["definitions"].items():
@@ -55,7 +58,7 @@ def merge(reports: Sequence[Report]) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "edgeguard": edgeguard.__version__,
-        "artifact": {key: artifact[key] for key in ARTIFACT} | {"graph_sha256": Executed.of(artifact).graph},
+        "artifact": {key: artifact[key] for key in ARTIFACT} | {"graph_sha256": graph},
         "data": {key: data[key] for key in ("name", "sha256", "n", "of")},
         "definitions": definitions,
         "sources": [_source(one) for one in found],
@@ -65,19 +68,26 @@ def merge(reports: Sequence[Report]) -> dict[str, Any]:
     }
 
 
+def _check_models(found: Sequence[Entry], executed: Sequence[Executed]) -> None:
+    """Refuse what is not of one model; two reports can be joined by a third, of which more is known."""
+    for one, what in zip(found, executed, strict=True):
+        if what.artifact == UNKNOWN:
+            raise InputError(f"report {one.letter} is of a server that does not say which artifact it executes; "
+                             "verify it with --twin")  # fmt: skip
+    joined, left = [executed[0]], list(zip(found[1:], executed[1:], strict=True))
+    while near := [pair for pair in left if any(pair[1].is_model(one) for one in joined)]:
+        joined += [what for _, what in near]
+        left = [pair for pair in left if pair not in near]
+    for other, what in left:
+        names = [f"{one.report['artifact']['name']} of SHA-256 {digest[:12]}..."
+                 for one, digest in ((other, what.artifact), (found[0], executed[0].artifact))]  # fmt: skip
+        raise InputError(f"report {other.letter} and report {found[0].letter} are of different artifacts, and "
+                         f"{what.why_not(executed[0])}: {' and '.join(names)}; compare them without --merge")  # fmt: skip
+
+
 def _check_same(first: Entry, other: Entry) -> None:
     """Refuse what cannot stand in one report."""
     pair = f"report {other.letter} and report {first.letter}"
-    one, two = (Executed.of(entry.report["artifact"]) for entry in (first, other))
-    for entry, executed in ((first, one), (other, two)):
-        if executed.artifact == UNKNOWN:
-            raise InputError(f"report {entry.letter} is of a server that does not say which artifact it executes; "
-                             "verify it with --twin")  # fmt: skip
-    if not one.is_model(two):
-        names = [f"{entry.report['artifact']['name']} of SHA-256 {executed.artifact[:12]}..."
-                 for entry, executed in ((other, two), (first, one))]  # fmt: skip
-        raise InputError(f"{pair} are of different artifacts, and not of one integer graph: {' and '.join(names)}; compare them "
-                         "without --merge")  # fmt: skip
     if not same_images(first.report, other.report):
         raise InputError(f"{pair} were judged on different images; verify both with one bundle of `edgeguard attack`, "
                          "or with equal data, --limit and --seed")  # fmt: skip
@@ -87,14 +97,18 @@ def _check_same(first: Entry, other: Entry) -> None:
             raise InputError(f"{pair} define {name} differently: {words[1]!r:.80} and {words[0]!r:.80}")
 
 
-def _words_on_artifact(report: Report) -> str:
-    remote = report["artifact"].get("remote")
+def _executes(report: Report) -> dict[str, str | None]:
+    """What an engine executes, in words; SHA-256 of that artifact, and of the twin's where a server is compared with one."""
+    artifact, remote = report["artifact"], report["artifact"].get("remote")
     if not remote:
-        return f"{report['artifact']['name']}, {report['artifact']['target']}"
-    claims = remote["claims"]
-    if isinstance(claims.get("artifact_sha256"), str):
-        return f"{claims.get('target', UNKNOWN)}, as the server says"
-    return f"its twin is {report['artifact']['name']}; the server does not say what it executes"
+        return {"executes": f"{artifact['name']}, {artifact['target']}", "artifact_sha256": artifact["sha256"], "twin_sha256": None}
+    claims, twin = remote["claims"], artifact["sha256"] if remote["twin"] else None
+    claimed = claims.get("artifact_sha256")
+    if isinstance(claimed, str):
+        words = f"{remote['url'].rpartition('/')[2]}, {claims.get('target', UNKNOWN)}, as the server says"
+        return {"executes": words, "artifact_sha256": claimed, "twin_sha256": twin}
+    words = f"a server that does not say what it executes, with the twin {artifact['name']}"
+    return {"executes": words, "artifact_sha256": UNKNOWN, "twin_sha256": twin}
 
 
 def _check_patches(found: Sequence[Entry]) -> None:
@@ -124,8 +138,7 @@ def _source(one: Entry) -> dict[str, Any]:
         "letter": one.letter,
         "engine": f"{engine.get('runtime', UNKNOWN)} {engine.get('version', '')}".strip(),
         "machine": f"the server {remote['url']}, asked from {environment['platform']}" if remote else environment["platform"],
-        "executes": _words_on_artifact(report),
-        "artifact_sha256": Executed.of(report["artifact"]).artifact,
+        **_executes(report),
         "seed": environment["seed"],
         "twin": report["clean"]["twin"] is not None,
         "integer_mac_coverage": report["artifact"]["integer_mac_coverage"],

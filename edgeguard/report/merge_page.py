@@ -35,7 +35,8 @@ def render_merged(document: Mapping[str, Any]) -> str:
     )
     identity = card(facts((
         ("Integer graph, SHA-256", artifact["graph_sha256"]),
-        *((f"Artifact of report {one['letter']}, SHA-256 of its manifest", one["artifact_sha256"]) for one in document["sources"]),
+        *((f"{kind} of report {one['letter']}, SHA-256 of its manifest", one[key])
+          for one in document["sources"] for kind, key in (("Artifact", "artifact_sha256"), ("Twin", "twin_sha256")) if one[key]),
         ("Judged on", f"{data['n']} of {data['of']} images of {data['name']}, the same in all reports"),
         ("SHA-256 of the data", data["sha256"]),
     )))  # fmt: skip
@@ -71,7 +72,7 @@ def format_merged(document: Mapping[str, Any]) -> str:
 
 def _name(document: Mapping[str, Any]) -> str:
     executed = dict.fromkeys(one["executes"] for one in document["sources"])
-    return f"{' and '.join(executed)}; {document['artifact']['width']} bit"
+    return f"{'; '.join(executed)}; {document['artifact']['width']} bit"
 
 
 def _highest(cell: Mapping[str, Any]) -> str:
@@ -108,7 +109,7 @@ def _source(one: Mapping[str, Any]) -> tuple[str, ...]:
     notes = [] if one["complete"] else [f"incomplete: {one['reason']}"]
     notes += [f"not tried: {skipped['attack']}" for skipped in one["skipped"]]
     return (
-        f"{one['letter']}: {text(one['engine'])}{small('with its twin,' if one['twin'] else 'without a twin,', one['executes'])}",
+        f"{one['letter']}: {text(one['engine'])}{small(one['executes'] + ',', 'with a twin' if one['twin'] else 'without a twin')}",
         f"{text(one['machine'])}{small('edgeguard ' + one['edgeguard'], 'seed ' + str(one['seed']))}",
         counted(clean["accuracy"], clean["ci95"], clean["n"]),
         text(one["survival"] or "not measured"),

@@ -6,7 +6,6 @@ A folder of `bundle.json`, which has the SHA-256 of every other file, of the art
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from edgeguard.data.dataset import Dataset
 from edgeguard.errors import InputError, shown
 from edgeguard.patch import check_fits, digest
 from edgeguard.report.identity import UNKNOWN, Executed
-from edgeguard.report.read import LARGEST, Maybe, Within, check_shape
+from edgeguard.report.read import LARGEST, Maybe, Missing, Within, check_shape
 from edgeguard.verify.catalog import CATALOG, entry
 from edgeguard.verify.deployed import Target, target_block
 from edgeguard.verify.document import definitions
@@ -39,7 +38,7 @@ _SIDE = Within(1, 1 << 16, whole=True)
 SHAPE: dict[str, Any] = {
     "schema": str, "edgeguard": str,
     "artifact": {
-        "name": str, "target": str, "width": str, "sha256": str, "graph_sha256": str, "num_classes": _COUNT,
+        "name": str, "target": str, "width": str, "sha256": str, "graph_sha256": Missing(str), "num_classes": _COUNT,
         "input_shape": [Within(-1, 1 << 16, whole=True)],
     },
     "data": {"name": str, "sha256": str, "of": _COUNT, "n": _COUNT}, "target": Maybe(_COUNT), "seed": _COUNT,
@@ -121,11 +120,11 @@ def check_bundle(bundle: Bundle, target: Target, dataset: Dataset, options: Veri
         InputError: an artifact of another integer graph, other data or labels, another seed or target.
     """
     named, data = bundle.document["artifact"], bundle.document["data"]
-    here, made = Executed.of(target_block(target)), Executed(named["sha256"], named["graph_sha256"])
+    here, made = Executed.of(target_block(target)), Executed(named["sha256"], named.get("graph_sha256", UNKNOWN))
     if not here.is_model(made) and UNKNOWN not in (here.artifact, made.artifact):
-        words = f"{shown(named['name'])} of SHA-256 {shown(named['sha256'][:12])}"
-        raise InputError(f"the bundle was made for the artifact {words}, and this one is {here.artifact[:12]}... and of another "
-                         "integer graph; replay its patch files with --patch to try them on another")  # fmt: skip
+        words = f"{shown(named['name'])} of SHA-256 {shown(named['sha256'][:12])}, and this one is {here.artifact[:12]}..."
+        raise InputError(f"the bundle was made for the artifact {words}; {here.why_not(made)}; replay its patch files with --patch "
+                         "to try them on another")  # fmt: skip
     if (dataset.sha256, len(dataset)) != (data["sha256"], data["of"]):
         wanted = f"{shown(data['name'])}, {data['of']} images of SHA-256 {shown(data['sha256'][:12])}"
         raise InputError(f"the bundle is judged on {wanted}, and {dataset.name} holds others: {len(dataset)} of "
@@ -149,11 +148,11 @@ def write_bundle(
     executed = Executed.of(block)
     kept = {**block, "sha256": executed.artifact, "graph_sha256": executed.graph}
     dataset = split.judged_of
-    _save(folder / IMAGES, indices=split.judged, labels=dataset.labels[split.judged])
+    files.write_npz(folder / IMAGES, {"indices": split.judged, "labels": dataset.labels[split.judged]})
     entries = []
     for name, plan, found, settings in made:
         places = {} if found.positions is None else {"positions": found.positions}
-        _save(folder / name, pixels=found.pixels, mask=found.mask, **places)
+        files.write_npz(folder / name, {"pixels": found.pixels, "mask": found.mask, **places})
         height, width = found.mask.shape
         entries.append({
             "file": name, "attack": plan.attack, "access": plan.access, "source": plan.source, "height": height, "width": width,
@@ -170,12 +169,6 @@ def write_bundle(
     }  # fmt: skip
     files.write_json(folder / BUNDLE, document)
     return document
-
-
-def _save(path: Path, **arrays: NDArray[Any]) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    files.write_bytes(path, buffer.getvalue())
 
 
 def _arrays(path: Path, document: Mapping[str, Any], name: str, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:

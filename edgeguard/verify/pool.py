@@ -73,7 +73,7 @@ def verify_pool(
     begin = time.perf_counter()
     artifacts = pool.artifacts
     if options.bundle is not None:
-        raise InputError("a bundle is made for one artifact; replay its patches on a pool one by one, as patch files")
+        raise InputError("a bundle is made for one integer graph; replay its patches on a pool one by one, as patch files")
     if options.surrogates:
         raise InputError("patches for a pool are crafted on all of its members; leave the surrogates out")
     check_data(artifacts[0], dataset, craft_data, options)

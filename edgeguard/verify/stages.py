@@ -7,7 +7,6 @@ options is never taken for it.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -56,9 +55,7 @@ class Store:
         if path is None:
             return
         folders.make_folder(path.parent)
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays)
-        files.write_bytes(path, buffer.getvalue())
+        files.write_npz(path, arrays)
 
     def drop(self, stage: object) -> None:
         path = self.path(stage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -87,36 +88,61 @@ def on_a_server(claims: dict[str, str]) -> dict[str, Any]:
     return report
 
 
+def with_graph(report: dict[str, Any], graph: str = "77" * 32) -> dict[str, Any]:
+    report["artifact"]["files"] = {"graph.npz": graph}
+    return report
+
+
 def test_what_a_server_says_that_it_executes_counts() -> None:
     said = merge([example_report(), on_a_server({"artifact_sha256": "cd" * 32, "target": "ort"})])
-    assert [one["executes"] for one in said["sources"]] == ["resnet20-w4, ort", "ort, as the server says"]
+    assert [one["executes"] for one in said["sources"]] == ["resnet20-w4, ort", "m, ort, as the server says"]
     silent = merge([example_report(), on_a_server({})])
-    assert silent["sources"][1]["executes"] == "its twin is resnet20-w4; the server does not say what it executes"
-    assert "the server does not say what it executes" in render_merged(silent)
-    assert "the server does not say what it executes" in format_merged(silent)
-    with pytest.raises(InputError, match="are of different artifacts"):
-        merge([example_report(), on_a_server({"artifact_sha256": "ee" * 32})])
+    assert silent["sources"][1]["executes"] == "a server that does not say what it executes, with the twin resnet20-w4"
+    assert [one["artifact_sha256"] for one in silent["sources"]] == ["cd" * 32, "unknown"]
+    assert [one["twin_sha256"] for one in silent["sources"]] == [None, "cd" * 32]
+    assert "Twin of report B, SHA-256 of its manifest" in render_merged(silent)
+    for words in (render_merged(silent), format_merged(silent)):
+        assert "a server that does not say what it executes, with the twin resnet20-w4" in words
+
+
+def test_a_server_of_another_artifact_has_not_its_twins_graph() -> None:
+    station, other = with_graph(example_report()), with_graph(on_a_server({"artifact_sha256": "ee" * 32}))
+    with pytest.raises(InputError, match="are of different artifacts, and it is not known of both which integer graph they hold"):
+        merge([station, other])
+    own = with_graph(on_a_server({"artifact_sha256": "cd" * 32}))
+    built = with_graph(device())
+    built["artifact"]["sha256"] = "ee" * 32
+    assert len(merge([built, own])["sources"]) == 2, "the twin's own artifact has the twin's graph"
 
 
 def test_artifacts_of_one_integer_graph_are_one_model() -> None:
-    station = example_report()
-    station["artifact"]["files"]["graph.npz"] = "77" * 32
-    built = device()
-    built["artifact"] |= {"name": "resnet20-w4-plan", "target": "trt", "sha256": "ee" * 32, "files": {"graph.npz": "77" * 32}}
+    station, built = with_graph(example_report()), with_graph(device())
+    built["artifact"] |= {"name": "resnet20-w4-plan", "target": "trt", "sha256": "ee" * 32}
     served = on_a_server({"artifact_sha256": "dd" * 32, "graph_sha256": "77" * 32, "target": "openvino"})
     document = merge([station, built, served])
     assert document["artifact"]["graph_sha256"] == "77" * 32
     assert [one["artifact_sha256"] for one in document["sources"]] == ["cd" * 32, "ee" * 32, "dd" * 32]
-    name = "resnet20-w4, ort and resnet20-w4-plan, trt and openvino, as the server says; 4 bit"
+    name = "resnet20-w4, ort; resnet20-w4-plan, trt; m, openvino, as the server says; 4 bit"
     assert name in format_merged(document)
     assert f"<h1>{name}</h1>" in render_merged(document)
-    for other in ({**built["artifact"], "files": {"graph.npz": "78" * 32}}, {**built["artifact"], "files": {}}):
-        with pytest.raises(InputError, match="and not of one integer graph: resnet20-w4-plan of SHA-256 ee"):
-            merge([station, {**built, "artifact": other}])
+    with pytest.raises(InputError, match="and not of one integer graph: resnet20-w4-plan of SHA-256 ee"):
+        merge([station, with_graph(built, "78" * 32)])
+
+
+def test_the_order_of_reports_does_not_matter() -> None:
+    """One that names the artifact alone, as servers of before do, joins those that name the graph as well."""
+    station, built = with_graph(example_report()), with_graph(device())
+    built["artifact"]["sha256"] = "ee" * 32
+    old = on_a_server({"artifact_sha256": "cd" * 32})
+    old["artifact"] |= {"sha256": "99" * 32, "files": {}}
+    for reports in itertools.permutations([station, built, old]):
+        assert merge(list(reports))["artifact"]["graph_sha256"] == "77" * 32
+    with pytest.raises(InputError, match="it is not known of both"):
+        merge([built, old])
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "another artifact": (changed(("artifact", "sha256"), "ee" * 32), "report B and report A are of different artifacts"),
+    "another artifact": (changed(("artifact", "sha256"), "ee" * 32), "report B and report A are of different artifacts, and it"),
     "an unknown artifact": (changed(("artifact", "sha256"), "unknown"), "report B is of a server that does not say"),
     "other data": (changed(("data", "sha256"), "ee" * 32), "were judged on different images"),
     "fewer images": (changed(("data", "n"), 99), "were judged on different images"),

@@ -427,7 +427,7 @@ def test_a_single_artifact_is_no_pool(artifact: Artifact, data: Dataset) -> None
     assert "deterministic" in [check["check"] for check in report["trust"]]
 
 
-def test_a_bundle_is_for_one_artifact(pool: Pool, data: Dataset, tmp_path: Path) -> None:
+def test_a_bundle_is_for_one_integer_graph(pool: Pool, data: Dataset, tmp_path: Path) -> None:
     options = VerifyOptions(accesses=("replay",), bundle=tmp_path, limit=None)
-    with pytest.raises(InputError, match="a bundle is made for one artifact"):
+    with pytest.raises(InputError, match="a bundle is made for one integer graph"):
         verify_pool(pool, data, options)
