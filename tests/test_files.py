@@ -207,7 +207,8 @@ def test_spoilt_compression_is_refused(tmp_path: Path) -> None:
 def test_archives_are_the_same_bytes_on_every_python(tmp_path: Path) -> None:
     """The SHA-256 was the same with Python 3.10, 3.11, 3.12 and 3.13; of `numpy.savez` there are two."""
     arrays = {
-        "a": np.arange(6, dtype=np.int32).reshape(2, 3), "0.weight": np.ones((1, 2), np.int8), "empty": np.zeros((0, 4), np.float32),
+        "a": np.arange(6, dtype=np.int32).reshape(2, 3), "0.weight": np.ones((1, 2), np.int8),
+        "empty": np.zeros((0, 4), np.float32),
     }  # fmt: skip
     files.write_npz(tmp_path / "a.npz", arrays)
     assert files.sha256(tmp_path / "a.npz") == "7b14fb1ff6c2f2ad52685a75ad5e80a0b235ebf68d321fef32489bffe7953b7a"
