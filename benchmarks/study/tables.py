@@ -119,13 +119,23 @@ def difference_table(study: Study, attack: str) -> str:
     for one in study.defences:
         if one["name"] == OURS:
             continue
-        cells = []
-        for width in study.widths:
-            found = study.difference(OURS, one["name"], width, attack)
-            cells.append(NONE if found is None else f"{100 * found.value:+.1f} [{100 * found.ci95[0]:+.1f}, "
-                         f"{100 * found.ci95[1]:+.1f}], n = {found.n:,}")  # fmt: skip
-        rows.append([f"against {one['title']}", *cells])
+        rows.append([f"against {one['title']}", *(_difference(study, OURS, one["name"], width, attack) for width in study.widths)])
     return measured(["QADT-R", *(f"{width} bits" for width in study.widths)], rows)
+
+
+def _difference(study: Study, first: str, second: str, width: str, attack: str) -> str:
+    found = study.difference(first, second, width, attack)
+    if found is None:
+        return NONE
+    return f"{100 * found.value:+.1f} [{100 * found.ci95[0]:+.1f}, {100 * found.ci95[1]:+.1f}], n = {found.n:,}"
+
+
+def part_table(study: Study, attack: str) -> str:
+    """ASR of QADT-R without one part minus that of QADT-R, in points, on the images that count for both."""
+    widths = [width for width in study.widths if width in ABLATION_WIDTHS]
+    rows = [[str(one["title"]), *(_difference(study, one["name"], OURS, width, attack) for width in widths)]
+            for one in study.ablations]  # fmt: skip
+    return measured(["", *(f"{width} bits" for width in widths)], rows)
 
 
 def ablation_table(study: Study) -> str:
