@@ -7,6 +7,7 @@ a chart is drawn in colours that stand for them, which are replaced afterwards. 
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -28,6 +29,8 @@ LABEL, CHARACTER = 26, 5.9
 MARGIN, ROW = 26, 24
 SMALLEST, LARGEST = 14.0, 46.0
 """Sides of a cell; smaller ones hold no number."""
+SLANT = math.radians(35)
+"""Of titles of columns that are wider than their columns."""
 
 Share = tuple[float, float, float]
 """A share and the two ends of its interval."""
@@ -61,10 +64,15 @@ def bars(labels: Sequence[str], shares: Sequence[Share], counts: Sequence[int], 
 
 def grid(rows: Sequence[str], columns: Sequence[str], shares: Sequence[Sequence[float | None]], alt: str) -> str:
     """A matrix of shares, deeper in colour where they are higher, in percent; None leaves a cell empty."""
-    names = [_short(row) for row in rows]
-    left = _margin(names)
+    names, titles = [_short(row) for row in rows], [_short(column) for column in columns]
+    left, longest = _margin(names), CHARACTER * max(map(len, titles))
     side = min(LARGEST, (WIDTH - left - 8) / len(columns))
-    height = MARGIN + side * len(names) + 4
+    every = max(1, round(SMALLEST / side + 0.49)) if longest < side * 3 else 1
+    slanted = longest > side * every
+    if slanted:
+        side = min(LARGEST, (WIDTH - left - 8 - longest * math.cos(SLANT)) / (len(columns) - 0.5))
+    top = MARGIN + (longest * math.sin(SLANT) if slanted else 0)
+    height = top + side * len(names) + 4
     size = min(11.0, 0.36 * side)
 
     def draw(figure: Any) -> None:
@@ -80,8 +88,8 @@ def grid(rows: Sequence[str], columns: Sequence[str], shares: Sequence[Sequence[
                 if side >= SMALLEST:
                     axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=size, color=INK)
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(names) - 0.5, -0.5))
-        every = max(1, round(SMALLEST / side + 0.49)) if max(map(len, columns)) * CHARACTER < side * 3 else 1
-        axes.set_xticks(range(0, len(columns), every), labels=[_short(name) for name in columns[::every]])
+        turned = {"rotation": math.degrees(SLANT), "ha": "left", "rotation_mode": "anchor"} if slanted else {}
+        axes.set_xticks(range(0, len(columns), every), labels=titles[::every], **turned)
         axes.set_yticks(range(0, len(names), every), labels=names[::every])
         axes.xaxis.tick_top()
         _bare(axes)

@@ -70,3 +70,9 @@ def test_settings_of_the_caller_neither_matter_nor_change() -> None:
     with matplotlib.rc_context({"axes.facecolor": "red", "axes.grid": True, "font.size": 40, "text.usetex": True}):
         assert bars(["a"], [(0.5, 0.4, 0.6)], [9], "x") == before
         assert matplotlib.rcParams["font.size"] == 40
+
+
+def test_titles_wider_than_their_columns_are_slanted() -> None:
+    wide, narrow = (grid(["a"] * 3, [title] * 7, [[0.5] * 7] * 3, "x") for title in ("seven-letters", "abc"))
+    assert wide.count("rotate(-35") == 7
+    assert "rotate(-35" not in narrow
