@@ -53,7 +53,8 @@ def test_overload_answers_503_and_nothing_hangs(tmp_path: Path) -> None:
         with ThreadPoolExecutor(12) as pool:
             answers = list(pool.map(ask, range(12)))
         assert {status for status, _, _ in answers} == {200, 503}
-        assert 3 <= sum(status == 200 for status, _, _ in answers) <= 5
+        answered = sum(status == 200 for status, _, _ in answers)
+        assert 2 <= answered <= 5, "those that may wait, and what the engine has taken from them meanwhile"
         assert all(right for _, _, right in answers)
         assert max(seconds for _, seconds, _ in answers) < 10
         assert ask(99)[0] == 200
