@@ -3,9 +3,9 @@
 The baseline is a float training step of the net with its batch norms folded into its convolutions, channels last: what
 training would cost without quantization, batch statistics and defence. Beside it: the same with live batch norms; what
 Brevitas offers out of the box (its `preprocess_for_quantize` and `quantize` with default 8-bit quantizers, activation
-statistics collected beforehand); and QADT-R as `edgeguard harden` trains it, compiled, uncompiled, and compiled with
-bfloat16 where the machine has units for it. All run SGD with momentum, and are interleaved, so that a busy machine slows all
-of them alike.
+statistics collected beforehand); and QADT-R as `edgeguard harden` trains it, compiled, uncompiled, compiled with bfloat16
+where the machine has units for it, and that replayed as CUDA graphs on a GPU where they hold. All run SGD with momentum, and
+are interleaved, so that a busy machine slows all of them alike.
 
 A batch of QADT-R is passed several times, each time with an update of the weights: once clean and then once for every step
 of the patches. What is given is the time of the whole batch over the number of its passes; augmentation, pasting, the float
@@ -16,7 +16,7 @@ later one.
 
 --curve trains so many batches three times from the same weights in float32: compiled; uncompiled, which is the Brevitas model
 itself; and uncompiled again with every weight moved by one unit in its last place, which shows how far rounding alone leads
-apart. Both others are compared with the uncompiled run, loss by loss.
+apart. All others are compared with the uncompiled run, loss by loss; on a GPU also a run with CUDA graphs.
 
 On a CUDA device (--device cuda --batch-size 512) it also prints images per second and the share of the time in which the GPU
 is busy: the summed times of all kernels over the wall time, by torch.profiler. That part was written without a GPU and has
@@ -46,10 +46,12 @@ from torch.fx.experimental.optimization import fuse
 from edgeguard.calib import calibrate
 from edgeguard.data import Dataset, load_splits
 from edgeguard.defences.config import HardenConfig, passes_per_batch, preset
+from edgeguard.defences.graphs import settle_graphs
 from edgeguard.defences.harden import choose_device
 from edgeguard.defences.job import versions
 from edgeguard.defences.speed import has_bfloat16_units
 from edgeguard.defences.trainer import Trainer
+from edgeguard.errors import InputError
 from edgeguard.memory import keep_freed_memory
 from edgeguard.models import FloatModel, load_model
 from edgeguard.quant.model import Normalization, quantize_model
@@ -61,6 +63,7 @@ QADT_R = {
     "qadt_r": {"compiled": True},
     "qadt_r_uncompiled": {"compiled": False},
     "qadt_r_amp": {"compiled": True, "amp": True},
+    "qadt_r_graphs": {"compiled": True, "amp": True, "cuda_graphs": True},
 }
 STEPS = (BASELINE, "float", "brevitas_qat", *QADT_R)
 WARMUP_BATCHES = 40
@@ -123,7 +126,10 @@ def make_trainer(setting: Setting, nudged: bool = False, **changes: Any) -> Trai
         with torch.no_grad():
             for parameter in model.body.parameters():
                 parameter.copy_(torch.nextafter(parameter, torch.full_like(parameter, torch.inf)))
-    return Trainer(model, setting.data, config, setting.device, copy.deepcopy(setting.model))
+    trainer = Trainer(model, setting.data, config, setting.device, copy.deepcopy(setting.model))
+    if reason := settle_graphs(trainer):
+        raise InputError(f"CUDA graphs do not hold: {reason}")
+    return trainer
 
 
 def batches(setting: Setting, count: int) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
@@ -176,7 +182,9 @@ def curves(setting: Setting, count: int) -> dict[str, Any]:
         "uncompiled_nudged": losses(setting, count, compiled=False, nudged=True),
     }
     result: dict[str, Any] = {"losses": found}
-    for name in ("compiled", "uncompiled_nudged"):
+    if setting.device.type == "cuda":
+        found["graphs"] = losses(setting, count, compiled=True, cuda_graphs=True)
+    for name in found.keys() - {"uncompiled"}:
         apart = np.abs(np.array(found[name]) - np.array(found["uncompiled"]))
         result[name] = {"max": float(apart.max()), "mean": float(apart.mean()), "first": float(apart[0])}
         print(f"loss over {count} batches, {name} against uncompiled: "
@@ -208,14 +216,17 @@ def prepare(args: argparse.Namespace) -> Setting:
 
 
 def make_steps(names: Sequence[str], setting: Setting, count: int) -> dict[str, Callable[[], None]]:
-    """The steps asked for, in the order of `STEPS`; bfloat16 only where there are units for it."""
+    """The steps asked for, in the order of `STEPS`, as far as the machine can take them."""
     steps: dict[str, Callable[[], None]] = {}
     for name in (name for name in STEPS if name in names or name == BASELINE):
         if name in QADT_R:
             if "amp" in QADT_R[name] and not has_bfloat16_units(setting.device):
                 print(f"{name}: this machine has no units for bfloat16")
                 continue
-            steps[name] = qadtr_step(setting, count, **QADT_R[name])
+            try:
+                steps[name] = qadtr_step(setting, count, **QADT_R[name])
+            except InputError as exc:
+                print(f"{name}: {exc}")
         elif name == "brevitas_qat":
             steps[name] = brevitas_step(setting)
         else:

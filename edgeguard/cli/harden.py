@@ -104,6 +104,10 @@ def harden(
         bool | None,
         typer.Option("--compile/--no-compile", help="Compile the step; by default in runs that win from it."),
     ] = None,
+    cuda_graphs: Annotated[
+        bool | None,
+        typer.Option("--cuda-graphs/--no-cuda-graphs", help="Replay compiled passes; by default on one GPU where it holds."),
+    ] = None,
     eval_limit: Annotated[int, typer.Option(help="Test images measured after every epoch.")] = 1000,
     out: OutOption = None,
     resume: Annotated[
@@ -151,7 +155,8 @@ def harden(
         chosen = preset(settings, _given(gir), _given(own))
         job = HardenJob(
             model, data, chosen, weights, image_size, pretrain_epochs, calibration_images, estimator, eval_limit, device,
-            profile.signed_activations, profile.weight_bits, amp, compiled, None if start is None else resolve(start),
+            profile.signed_activations, profile.weight_bits, amp, compiled, cuda_graphs,
+            None if start is None else resolve(start),
         )  # fmt: skip
         folder = output_folder(out, f"{model.rpartition('/')[2].replace(':', '-')}-{method}")
     with joined() as processes, _listening(processes.first) as listener:

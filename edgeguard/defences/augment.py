@@ -45,12 +45,16 @@ class Crops:
         count, _, height, width = images.shape
         pad = self.pad
         padded = np.pad(images, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-        rows = self.rows[:, None] + np.arange(height)
-        columns = self.columns[:, None] + np.arange(width)
-        columns = np.where(self.mirrored[:, None], columns[:, ::-1], columns)
+        rows, columns = self.sources(height, width)
         out: NDArray[np.uint8] = padded[np.arange(count)[:, None, None, None], np.arange(3)[None, :, None, None],
                                         rows[:, None, :, None], columns[:, None, None, :]]  # fmt: skip
         return out
+
+    def sources(self, height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which row (n, H) and column (n, W) of the padded image each one of the crop is."""
+        rows = self.rows[:, None] + np.arange(height)
+        columns = self.columns[:, None] + np.arange(width)
+        return rows, np.where(self.mirrored[:, None], columns[:, ::-1], columns)
 
 
 def crop_and_flip(images: NDArray[np.uint8], rng: np.random.Generator, flip: bool) -> NDArray[np.uint8]:

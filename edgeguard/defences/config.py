@@ -201,7 +201,8 @@ class HardenConfig:
     lr: peak of a cosine schedule with a linear warm-up. scale_lr: the same for log2 scales.
     max_steps: stop after so many batches in all (0: never). flip: mirror images in augmentation.
     distillation: weight of what the float model says of the clean image, against the label's; temperature: of both.
-    amp: bfloat16 outside the quantizers. compiled: train on one compiled graph for all widths.
+    amp: bfloat16 outside the quantizers. compiled: train on one compiled graph for all widths. cuda_graphs: record its passes
+    and replay them, where a GPU does that right.
     pbat, dwq, triqdef: the part of the method of that name.
     """
 
@@ -224,6 +225,7 @@ class HardenConfig:
     temperature: float = 2.0
     amp: bool = False
     compiled: bool = False
+    cuda_graphs: bool = False
     universal: UniversalPatches | None = UniversalPatches()
     per_image: PerImagePatches | None = PerImagePatches()
     gir: GIR = GIR()

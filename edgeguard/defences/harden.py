@@ -23,6 +23,7 @@ from edgeguard.defences.config import passes_per_batch
 from edgeguard.defences.defence import StepResult
 from edgeguard.defences.distributed import ALONE, Processes
 from edgeguard.defences.evaluate import evaluate
+from edgeguard.defences.graphs import settle_graphs
 from edgeguard.defences.job import HardenJob, config_to_json, job_from_json, run_config
 from edgeguard.defences.pretrain import pretrain
 from edgeguard.defences.speed import settle
@@ -218,12 +219,12 @@ def _settled(job: HardenJob, images: int, device: torch.device, listener: Listen
     config = job.config
     batches = config.max_steps or config.epochs * (images // config.batch_size)
     passes = round(batches * passes_per_batch(config))
-    config, notes = settle(config, job.amp, job.compiled, passes, device)
+    config, notes = settle(config, job.amp, job.compiled, job.cuda_graphs, passes, device, processes.world)
     amp, compiled = not processes.any(not config.amp), not processes.any(not config.compiled)
     config = replace(config, amp=amp, compiled=compiled)
     for note in notes:
         listener.on_note(note)
-    return replace(job, config=config, amp=config.amp, compiled=config.compiled)
+    return replace(job, config=config, amp=config.amp, compiled=config.compiled, cuda_graphs=config.cuda_graphs)
 
 
 def _start(job: HardenJob) -> Run | None:
@@ -256,6 +257,8 @@ def _check(job: HardenJob, train: Dataset) -> None:
 def _train(run: Run, trainer: Trainer, test: Dataset, eval_limit: int, listener: Listener,
            losses: Sequence[float] = ()) -> Run:  # fmt: skip
     """Train to the end. losses: of the steps that the current epoch has behind it."""
+    if not trainer.finished and (reason := settle_graphs(trainer)):
+        listener.on_note(f"training goes on without CUDA graphs, and slower: {reason}")
     listener.on_phase("harden", trainer.total_steps - trainer.step_index)
     lines = _kept_metrics(run, trainer)
     of_epoch = list(losses)

@@ -44,7 +44,7 @@ class HardenJob:
     calibration_images, estimator: for the activation scales that training starts from.
     eval_limit: images measured after every epoch. device: auto, cpu, cuda or cuda:N.
     signed_activations, max_weight_bits: what the target asks for, see `QuantScheme`.
-    amp, compiled: decide what the configuration says of them; None leaves it to the machine.
+    amp, compiled, cuda_graphs: decide what the configuration says of them; None leaves it to the machine.
     start: a run of the same model and widths whose quantized model training begins with, instead of calibrating the float
     one; start_sha256: of its checkpoint, filled in when the run begins. The float weights remain what distillation teaches.
     """
@@ -63,6 +63,7 @@ class HardenJob:
     max_weight_bits: int = MAX_BITS
     amp: bool | None = None
     compiled: bool | None = None
+    cuda_graphs: bool | None = None
     start: Path | None = None
     start_sha256: str | None = None
 

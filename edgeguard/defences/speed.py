@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from edgeguard.defences.config import HardenConfig
-from edgeguard.errors import MissingDependency
+from edgeguard.errors import InputError, MissingDependency
 from edgeguard.quant.view import compiler_missing
 
 WORTH_COMPILING = 2_000
@@ -16,14 +16,16 @@ BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
 """Of CPUs that multiply bfloat16: a training pass of ResNet-20 takes two thirds of float32's time with the second."""
 
 
-def settle(config: HardenConfig, amp: bool | None, compiled: bool | None, passes: int,
-           device: torch.device) -> tuple[HardenConfig, list[str]]:  # fmt: skip
-    """The configuration with `amp` and `compiled` decided; None leaves them to the machine.
+def settle(config: HardenConfig, amp: bool | None, compiled: bool | None, cuda_graphs: bool | None, passes: int,
+           device: torch.device, world: int = 1) -> tuple[HardenConfig, list[str]]:  # fmt: skip
+    """The configuration with `amp`, `compiled` and `cuda_graphs` decided; None leaves them to the machine.
 
-    passes: over a batch, planned for the run. Returns: it, and sentences on what was decided without being asked for.
+    passes: over a batch, planned for the run. world: processes that train together. Returns: it, and sentences on what was
+    decided without being asked for.
 
     Raises:
-        MissingDependency: compiling is asked for and there is no compiler.
+        MissingDependency: compiling is asked for and there is no compiler. InputError: CUDA graphs are asked for and cannot
+            be recorded of this run.
     """
     said = []
     missing = compiler_missing()
@@ -37,7 +39,24 @@ def settle(config: HardenConfig, amp: bool | None, compiled: bool | None, passes
         amp = has_bfloat16_units(device)
         if amp:
             said.append("bfloat16 outside the quantizers: this machine has units for it (--no-amp for float32)")
-    return replace(config, amp=amp, compiled=compiled), said
+    config = replace(config, amp=amp, compiled=compiled)
+    obstacle = _unrecordable(config, device, world)
+    if cuda_graphs and obstacle:
+        raise InputError(f"--cuda-graphs: {obstacle}")
+    return replace(config, cuda_graphs=obstacle is None if cuda_graphs is None else cuda_graphs), said
+
+
+def _unrecordable(config: HardenConfig, device: torch.device, world: int) -> str | None:
+    """Why the passes of a run cannot be recorded as CUDA graphs, or None. Whether they hold is tried when it begins."""
+    if device.type != "cuda":
+        return f"this run is on {device.type}, and only passes on a CUDA device can be recorded"
+    if not config.compiled:
+        return "passes are recorded as they are compiled; use --compile"
+    if world > 1:
+        return "processes exchange statistics in the middle of a pass; train with one, or without --cuda-graphs"
+    if config.accumulate > 1:
+        return "a recorded pass overwrites the gradients of the one before, and --accumulate adds them up"
+    return None
 
 
 def has_bfloat16_units(device: torch.device) -> bool:

@@ -25,6 +25,7 @@ from edgeguard.defences.dwq import DWQ
 from edgeguard.defences.pbat import PBAT
 from edgeguard.defences.qadt_r import QADTR
 from edgeguard.defences.qat import QAT
+from edgeguard.defences.resident import resident_images
 from edgeguard.defences.triqdef import TriQDef
 from edgeguard.errors import InputError
 from edgeguard.models import FloatModel
@@ -34,8 +35,9 @@ from edgeguard.quant.width import Width
 
 STREAMS = {"order": 0, "width": 1, "augment": 2, "patch": 3, "gir": 4, "per-image": 6, "memory": 7}
 """Purposes of random numbers; 5 is pretraining's."""
-_Images = tuple[NDArray[np.int64], NDArray[np.uint8], "Crops | None"]
-"""Indices of a part of a batch, this process's images of it, augmented, and where the crops of all lie."""
+_Images = tuple[NDArray[np.int64], NDArray[np.uint8] | None, "Crops | None"]
+"""Indices of a part of a batch; this process's images of it, augmented, or None where they lie on the device; and where the
+crops of all lie."""
 
 
 class Trainer:
@@ -56,7 +58,9 @@ class Trainer:
         self.teacher = _Teacher(teacher, device) if teacher is not None and config.distillation else None
         self._forward: Callable[[Tensor], Tensor] = self.model
         if config.compiled or processes.world > 1:
-            self._forward = CompiledView(self.model, config.compiled, processes.world)
+            graphs = config.cuda_graphs and device.type == "cuda"
+            self._forward = CompiledView(self.model, config.compiled, processes.world, graphs)
+        self._resident = resident_images(dataset, device)
         self.labels = torch.from_numpy(dataset.labels).to(device)
         self.steps_per_epoch = max(1, len(dataset) // config.batch_size)
         planned = self.steps_per_epoch * config.epochs
@@ -77,6 +81,10 @@ class Trainer:
             processes.copied(self.model, device)
             forbid_local_statistics(self.model)
         self.defence = make_defence(self)
+
+    def without_graphs(self) -> None:
+        """From now on passes are launched operation by operation. See `graphs.settle_graphs`."""
+        self._forward = CompiledView(self.model, self.config.compiled, self.processes.world)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """By the prefix of their entries in a checkpoint."""
@@ -130,15 +138,24 @@ class Trainer:
     def _train(self, parts: list[_Images]) -> StepResult:
         self.model.train()
         self._schedule()
+        self._forget_gradients()
         self._passes = 0
         results = [self.defence.train(self._batch(*images, part)) for part, images in enumerate(parts)]
         self.step_index += 1
         result = results[0] if len(parts) == 1 else _mean(results)
         return result if self._parallel is None else _over(self.processes, result)
 
-    def _batch(self, indices: NDArray[np.int64], images: NDArray[np.uint8], crops: Crops | None, part: int) -> Batch:
+    def _batch(
+        self, indices: NDArray[np.int64], images: NDArray[np.uint8] | None, crops: Crops | None, part: int
+    ) -> Batch:
         step, rows = self.step_index, self.processes.rows
-        pixels = torch.from_numpy(images).to(self.device).float().contiguous(memory_format=torch.channels_last)
+        if images is not None:
+            pixels = torch.from_numpy(images).to(self.device)
+        elif self._resident is not None and crops is not None:
+            pixels = self._resident.cropped(indices[rows], crops.cut(rows))
+        else:
+            raise RuntimeError("a batch has neither images nor places of crops")
+        pixels = pixels.float().contiguous(memory_format=torch.channels_last)
         labels = self.labels[torch.from_numpy(indices[rows].copy()).to(self.device)]
         taught = None
         if self.teacher is not None:
@@ -152,17 +169,21 @@ class Trainer:
 
     def _augmented(
         self, indices: NDArray[np.int64], rng: np.random.Generator
-    ) -> tuple[NDArray[np.uint8], Crops | None]:
-        """This process's training images, and where the crops of all lie; None where the data set makes its own."""
+    ) -> tuple[NDArray[np.uint8] | None, Crops | None]:
+        """This process's training images, and where the crops of all lie.
+
+        No images where they lie on the device, and no crops where the data set makes its own.
+        """
         config, dataset, rows = self.config, self.dataset, self.processes.rows
         if config.augment and dataset.crop is not None:
             draws = rng.random((len(indices), dataset.crop_draws))
             return dataset.cropped(indices[rows], draws[rows], config.flip), None
-        images = dataset.images(indices[rows])
-        if not config.augment:
-            return images, Crops.whole(len(indices))
-        crops = Crops.draw(len(indices), (images.shape[2], images.shape[3]), rng, config.flip)
-        return crops.cut(rows).apply(images), crops
+        crops = Crops.whole(len(indices))
+        if config.augment:
+            crops = Crops.draw(len(indices), dataset.image_shape[1:], rng, config.flip)
+        if self._resident is not None:
+            return None, crops
+        return crops.cut(rows).apply(dataset.images(indices[rows])), crops
 
     def gathered(self, values: NDArray[Any]) -> NDArray[Any]:
         """Rows of a batch, or of the first images of it, from all processes, in the batch's order."""
@@ -204,9 +225,6 @@ class Trainer:
         config = self.config
         if self.processes.any(not bool(torch.isfinite(loss))):
             raise InputError(f"the loss is no longer finite at step {self.step_index}; try a lower --lr")
-        if self._passes % config.accumulate == 0:
-            self.weight_optimizer.zero_grad(set_to_none=True)
-            self.scale_optimizer.zero_grad(set_to_none=True)
         self._passes += 1
         complete = self._passes % config.accumulate == 0
         self._backward(loss / config.accumulate, complete)
@@ -215,6 +233,12 @@ class Trainer:
                 torch.nn.utils.clip_grad_norm_(self._weights, config.clip_norm)
             self.weight_optimizer.step()
             self.scale_optimizer.step()
+            self._forget_gradients()
+
+    def _forget_gradients(self) -> None:
+        """At once: a CUDA graph's next pass writes where this one's gradients lie."""
+        for optimizer in self.optimizers().values():
+            optimizer.zero_grad(set_to_none=True)
 
     def _backward(self, loss: Tensor, complete: bool) -> None:
         """complete: whether gradients are averaged over the processes now, or still added up in each."""

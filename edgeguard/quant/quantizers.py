@@ -45,9 +45,12 @@ class GradientNoise(nn.Module):
         """(N, C, 1, ...) factors around 1, or None when switched off."""
         if self.sigma == 0.0 or not self.training:
             return None
-        shape = (len(x) * self.world, x.shape[1]) + (1,) * (x.dim() - 2)
-        drawn = torch.randn(shape, generator=self.generator).mul_(self.sigma).add_(1.0)
-        return drawn[self.rank :: self.world].to(x.device)
+        return self.factors(len(x), x.shape[1]).view(len(x), x.shape[1], *[1] * (x.dim() - 2)).to(x.device)
+
+    def factors(self, images: int, channels: int) -> Tensor:
+        """The next (images, channels) of them, on the CPU."""
+        drawn = torch.randn((images * self.world, channels), generator=self.generator).mul_(self.sigma).add_(1.0)
+        return drawn[self.rank :: self.world]
 
 
 class ScaleGroup(nn.Module):

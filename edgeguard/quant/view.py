@@ -37,15 +37,23 @@ class CompiledView:
 
     world: processes over which each batch is spread, in equal parts. Batch norms then take their statistics over all of
     it, compiled or not: every process makes the same passes at the same widths.
+
+    graphs: record compiled passes as CUDA graphs and replay them, so that the host launches one thing instead of
+    hundreds. A pass overwrites the gradients of the one before, those by parameters and by pixels: use them, and let go of
+    them, before the next. Parameters and buffers must stay where they are.
     """
 
-    def __init__(self, model: QuantizedModel, compiled: bool = True, world: int = 1) -> None:
-        self.model, self.world = model, world
+    def __init__(self, model: QuantizedModel, compiled: bool = True, world: int = 1, graphs: bool = False) -> None:
+        self.model, self.world, self._graphs = model, world, graphs
         self._channels: list[int] | None = None
         plain = plain_graph(model, normalize if compiled or world > 1 else normalize_eagerly, world)
         self._quantizers, self._layers, self._norms = plain.quantizers, plain.layers, plain.norms
         # automatic dynamic shapes would compile every part twice: there are few batch sizes.
-        self._run: Any = torch.compile(plain.module, dynamic=False) if compiled else plain.module
+        options: dict[str, Any] | None = {"triton.cudagraphs": True} if graphs else None
+        self._run: Any = torch.compile(plain.module, dynamic=False, options=options) if compiled else plain.module
+        if graphs:
+            for tensor in (*model.parameters(), *model.buffers()):
+                torch._dynamo.mark_static_address(tensor)  # read and moved in place, not copied for every pass
         self._tables: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._tables_of: tuple[Any, ...] = ()
         groups = model.groups()
@@ -67,8 +75,10 @@ class CompiledView:
         for norm in norms:
             if norm.training and norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.add_(1)
+        if self._graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         logits: Tensor = self._run(pixels, scales, limits, weights, noise, training, *tensors)
-        return logits
+        return logits.clone() if self._graphs else logits
 
     def _at(self, index: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Exponents' factors (A,), limits (A, 2), weight limits (L, 2) and groups (A,) of one width, on the device."""
@@ -104,8 +114,8 @@ class CompiledView:
             return None
         if self._channels is None:
             self._channels = self._count_channels(pixels)
-        drawn = [noise.draw(pixels.new_empty(len(pixels), channels)) for channels in self._channels]
-        return [factors for factors in drawn if factors is not None]
+        drawn = torch.cat([noise.factors(len(pixels), channels) for channels in self._channels], 1)
+        return list(torch.split(drawn.to(pixels.device), self._channels, 1))
 
     def _count_channels(self, pixels: Tensor) -> list[int]:
         seen: dict[nn.Module, int] = {}

@@ -65,7 +65,7 @@ def job(**changes):
         universal=UniversalPatches(sizes=(3, 4), members=1), per_image=PerImagePatches(sizes=(3, 5), passes=1),
     ))  # fmt: skip
     settings = {"config": config, "image_size": 16, "pretrain_epochs": 1, "calibration_images": 32, "eval_limit": 60,
-                "amp": False, "compiled": False}  # fmt: skip
+                "amp": False, "compiled": False, "cuda_graphs": False}  # fmt: skip
     return HardenJob("resnet8", "digits", **{**settings, **changes})
 
 
