@@ -50,9 +50,10 @@ def _run(folder: Path, seed: int) -> dict[str, Any]:
     from edgeguard.cli.pipeline import export_run
     from edgeguard.cli.verify import Stages
     from edgeguard.data import load_dataset
-    from edgeguard.defences.config import HardenConfig, PerImagePatches, UniversalPatches, preset
+    from edgeguard.defences.config import HardenConfig, preset
     from edgeguard.defences.harden import harden
     from edgeguard.defences.job import HardenJob
+    from edgeguard.defences.parts import PerImagePatches, UniversalPatches
     from edgeguard.quant.width import parse_widths
     from edgeguard.verify import VerifyOptions, verify
 

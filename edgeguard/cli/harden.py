@@ -127,9 +127,10 @@ def harden(
     require("torch", "train")
     require("brevitas", "train")
     from edgeguard.defences import harden as hardening
-    from edgeguard.defences.config import BASELINES, HardenConfig, PerImagePatches, UniversalPatches, against, preset
+    from edgeguard.defences.config import BASELINES, HardenConfig, against, preset
     from edgeguard.defences.distributed import joined
     from edgeguard.defences.job import HardenJob
+    from edgeguard.defences.parts import PerImagePatches, UniversalPatches
     from edgeguard.models import is_code
     from edgeguard.quant.width import parse_width, parse_widths
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgeguard.attacks.optimizers import SMALLEST
-from edgeguard.defences.config import PerImagePatches
+from edgeguard.defences.parts import PerImagePatches
 from edgeguard.patch import Positions, apply_patch, window_index
 
 

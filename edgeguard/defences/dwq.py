@@ -29,8 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgeguard.defences.attacking import attacked
-from edgeguard.defences.config import RandomPrecision
 from edgeguard.defences.defence import Batch, StepResult, accuracy
+from edgeguard.defences.parts import RandomPrecision
 from edgeguard.patch import Patch
 from edgeguard.quant.width import Width
 

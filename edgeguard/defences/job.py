@@ -16,15 +16,8 @@ import torchvision
 import edgeguard
 from edgeguard import files
 from edgeguard.data import Dataset
-from edgeguard.defences.config import (
-    BASELINES,
-    GIR,
-    HardenConfig,
-    PerImagePatches,
-    UniversalPatches,
-    part_from_json,
-    part_to_json,
-)
+from edgeguard.defences.config import BASELINES, HardenConfig
+from edgeguard.defences.parts import GIR, PerImagePatches, UniversalPatches, part_from_json, part_to_json
 from edgeguard.errors import InputError
 from edgeguard.inttype import MAX_BITS
 from edgeguard.models import FloatModel

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from edgeguard.attacks.pool import PatchPool, PoolConfig
-from edgeguard.defences.config import UniversalPatches
 from edgeguard.defences.defence import Batch
+from edgeguard.defences.parts import UniversalPatches
 from edgeguard.patch import apply_patch, random_positions
 
 Leaves = list[tuple[int, Tensor, slice]]

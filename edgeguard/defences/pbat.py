@@ -30,8 +30,8 @@ from torch import Tensor
 
 from edgeguard.attacks.placement import neighbours
 from edgeguard.defences.attacking import attacked
-from edgeguard.defences.config import MOVES, LocatedPatches
 from edgeguard.defences.defence import Batch, StepResult, accuracy
+from edgeguard.defences.parts import MOVES, LocatedPatches
 from edgeguard.patch import Patch, Positions, apply_patch, random_positions
 from edgeguard.quant.width import Width
 

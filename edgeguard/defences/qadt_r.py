@@ -31,9 +31,9 @@ from edgeguard.attacks.placement import extreme_pixels
 from edgeguard.attacks.pool import PatchPool
 from edgeguard.defences.attacking import attacked
 from edgeguard.defences.climbing import Climbing
-from edgeguard.defences.config import PerImagePatches, UniversalPatches
 from edgeguard.defences.defence import Batch, StepResult, accuracy
 from edgeguard.defences.gir import gradient_alignment
+from edgeguard.defences.parts import PerImagePatches, UniversalPatches
 from edgeguard.defences.pasting import Leaves, ascend, make_pool, paste
 from edgeguard.defences.patch_memory import PatchMemory
 from edgeguard.patch import Patch, Positions

@@ -33,8 +33,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeguard.attacks.pool import PatchPool
-from edgeguard.defences.config import Disalignment
 from edgeguard.defences.defence import Batch, StepResult, accuracy
+from edgeguard.defences.parts import Disalignment
 from edgeguard.defences.pasting import ascend, make_pool, paste
 from edgeguard.defences.similarity import edge_iou, feature_cosine, hog_cosine, saliency
 from edgeguard.errors import InputError

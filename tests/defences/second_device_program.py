@@ -20,8 +20,9 @@ from small_training import TRAIN, calibrated, fresh
 from torch import Tensor
 
 from edgeguard.defences import harden as hardening
-from edgeguard.defences.config import METHODS, HardenConfig, PerImagePatches, UniversalPatches, preset
+from edgeguard.defences.config import METHODS, HardenConfig, preset
 from edgeguard.defences.job import HardenJob
+from edgeguard.defences.parts import PerImagePatches, UniversalPatches
 from edgeguard.defences.trainer import Trainer
 from edgeguard.models import load_model
 from edgeguard.quant.view import CompiledView

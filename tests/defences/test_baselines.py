@@ -8,21 +8,18 @@ import pytest
 import torch
 from small_training import WIDTHS, equal, small_trainer
 
-from edgeguard.defences.config import (
+from edgeguard.defences.config import METHODS, HardenConfig, passes_per_batch, preset
+from edgeguard.defences.dwq import DWQ
+from edgeguard.defences.harden import harden, resume
+from edgeguard.defences.job import HardenJob, config_to_json, job_from_json
+from edgeguard.defences.parts import (
     GIR,
-    METHODS,
     Disalignment,
-    HardenConfig,
     LocatedPatches,
     PerImagePatches,
     RandomPrecision,
     UniversalPatches,
-    passes_per_batch,
-    preset,
 )
-from edgeguard.defences.dwq import DWQ
-from edgeguard.defences.harden import harden, resume
-from edgeguard.defences.job import HardenJob, config_to_json, job_from_json
 from edgeguard.defences.pbat import PBAT
 from edgeguard.defences.qadt_r import QADTR
 from edgeguard.defences.qat import QAT

@@ -21,7 +21,7 @@ from torch import nn
 from edgeguard.calib import calibrate
 from edgeguard.data import load_dataset
 from edgeguard.defences.checkpoint import load, save
-from edgeguard.defences.config import GIR, HardenConfig, PerImagePatches, UniversalPatches
+from edgeguard.defences.config import HardenConfig
 from edgeguard.defences.distributed import (
     ALONE,
     VARIABLES,
@@ -32,6 +32,7 @@ from edgeguard.defences.distributed import (
 )
 from edgeguard.defences.harden import choose_device, harden, resume
 from edgeguard.defences.job import HardenJob
+from edgeguard.defences.parts import GIR, PerImagePatches, UniversalPatches
 from edgeguard.defences.trainer import Trainer
 from edgeguard.errors import InputError
 from edgeguard.models import load_model

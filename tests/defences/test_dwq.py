@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from small_training import WIDTHS, batch_of, equal, small_trainer, train
 
 from edgeguard.defences.attacking import attacked
-from edgeguard.defences.config import RandomPrecision
+from edgeguard.defences.parts import RandomPrecision
 from edgeguard.errors import InputError
 from edgeguard.quant.width import Width
 

@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgeguard import files
-from edgeguard.defences.config import HardenConfig, PerImagePatches, UniversalPatches, preset
+from edgeguard.defences.config import HardenConfig, preset
 from edgeguard.defences.harden import choose_device, harden, resume
 from edgeguard.defences.job import HardenJob, config_to_json, job_from_json
+from edgeguard.defences.parts import PerImagePatches, UniversalPatches
 from edgeguard.defences.speed import has_bfloat16_units
 from edgeguard.errors import InputError, MissingDependency
 from edgeguard.patch import Patch

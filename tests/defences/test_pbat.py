@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from small_training import TRAIN, batch_of, equal, small_trainer, train
 
 from edgeguard.defences.attacking import attacked
-from edgeguard.defences.config import LocatedPatches
+from edgeguard.defences.parts import LocatedPatches
 from edgeguard.defences.pbat import PBAT
 from edgeguard.errors import InputError
 from edgeguard.quant.width import Width

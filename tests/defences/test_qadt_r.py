@@ -8,7 +8,7 @@ import torch
 from small_training import TRAIN, batch_of, small_trainer
 from test_trainer import PER_IMAGE, UNIVERSAL, trainer
 
-from edgeguard.defences.config import PerImagePatches, UniversalPatches
+from edgeguard.defences.parts import PerImagePatches, UniversalPatches
 from edgeguard.defences.patch_memory import PatchMemory
 from edgeguard.defences.qadt_r import QADTR, _promising
 

@@ -9,8 +9,9 @@ from small_training import TRAIN, batch_of, calibrated, equal, fresh
 from torch import nn
 
 from edgeguard.calib import calibrate
-from edgeguard.defences.config import GIR, HardenConfig, PerImagePatches, UniversalPatches, preset
+from edgeguard.defences.config import HardenConfig, preset
 from edgeguard.defences.gir import frozen_statistics, gradient_alignment
+from edgeguard.defences.parts import GIR, PerImagePatches, UniversalPatches
 from edgeguard.defences.trainer import Trainer
 from edgeguard.errors import InputError
 from edgeguard.models import load_model

@@ -6,8 +6,8 @@ import pytest
 import torch
 from small_training import TRAIN, WIDTHS, batch_of, equal, small_trainer, train
 
-from edgeguard.defences.config import Disalignment, UniversalPatches
 from edgeguard.defences.distributed import forbid_local_statistics
+from edgeguard.defences.parts import Disalignment, UniversalPatches
 from edgeguard.defences.triqdef import likeness
 from edgeguard.errors import InputError
 from edgeguard.quant.width import Width
