@@ -308,6 +308,11 @@ def test_estimates_scale_with_what_was_measured(tmp_path: Path) -> None:
     train = cells["train.qat.s0.w8-2"]
     assert measured.steps(grid.defences[0]) == 24 * (1280 // 128)
     assert measured.seconds(train) == pytest.approx(10 * 240 / 80)
+    both = small(attacks=ATTACKS, defences=DEFENCES[:2])  # of the second, nothing is measured
+    other = {cell.name: cell for cell in planner(tmp_path, both).cells()}["train.pbat.s0.w8-2"]
+    steps = measured.steps(both.defences[1])
+    by_passes = estimates.Estimator(both, DATA, side, cache.documents(), estimates.Rates(1e6, 1e6, 1, 1, 1))
+    assert by_passes.seconds(other) == pytest.approx(10 / 80 * both.defences[1].passes * steps)
     nothing = estimates.Estimator(grid, DATA, side, [])
     assert all(nothing.seconds(cell) is None for cell in cells.values())
     rates = estimates.Rates(start=5, per_pass=0.5, export=2, answers=1000, gradients=100)

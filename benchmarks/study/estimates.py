@@ -76,9 +76,17 @@ class Estimator:
         if defence.ready:
             return 0.0
         steps = self.steps(defence)
-        alike = [one for one in self.documents if one["kind"] == "train" and one["defence"] == cell.defence]
+        trainings = [one for one in self.documents if one["kind"] == "train" and one["seconds"] > 0]
+        alike = [one for one in trainings if one["defence"] == cell.defence]
         if alike:
             return float(np.mean([one["seconds"] * steps / one["result"]["steps"] for one in alike]))
+        known = {one.name: one.passes for one in (*self.grid.defences, *self.grid.ablations)}
+        others = [
+            one["seconds"] / (one["result"]["steps"] * known[one["defence"]])
+            for one in trainings if one["defence"] in known
+        ]  # fmt: skip
+        if others:
+            return float(np.median(others)) * defence.passes * steps
         return None if self.rates is None else self.rates.start + self.rates.per_pass * defence.passes * steps
 
     def steps(self, defence: Defence) -> int:
