@@ -65,10 +65,9 @@ PARTS: tuple[Part, ...] = (
     ("no-gir-c", "without GIR (c), noise on patch gradients", ("--patch-noise", "0"), None, None),
     ("no-dbwt", "without DBWT, 4 bits alone", (), None, ("4",)),
     ("lr-0.02", "learning rate 0.02 instead of 0.05", ("--lr", "0.02"), None, None),
-    ("lr-0.1", "learning rate 0.1 instead of 0.05", ("--lr", "0.1"), None, None),
 )
 ABLATION_WIDTHS = ("8", "4", "2")
-ABLATION_ATTACKS = ("aqapa-8", "per-image-8", "patch-rs-8")
+ABLATION_ATTACKS = ("aqapa-8", "lavan-8", "per-image-8", "patch-rs-8")
 
 
 @dataclass(frozen=True)
