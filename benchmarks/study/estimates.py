@@ -60,7 +60,11 @@ class Estimator:
         """None where nothing is known."""
         if cell.kind == "train":
             return self._training(cell)
-        alike = [one for one in self.documents if one["kind"] == cell.kind and one["attack"] == cell.attack]
+        of_kind = [one for one in self.documents if one["kind"] == cell.kind]
+        alike = [one for one in of_kind if one["attack"] == cell.attack]
+        if not alike and cell.kind == "attack":
+            method = self._settings(cell)["method"]
+            alike = [one for one in of_kind if one["inputs"]["method"] == method]
         units = self._units(cell)
         if alike:
             return float(np.mean([one["seconds"] * units / self._document_units(one) for one in alike]))
@@ -108,10 +112,10 @@ class Estimator:
             return {"limit": budget["certificate_limit"], "masks": budget["certificate_masks"]}
         if spec is None:
             return budget
-        steps = {"per-image": budget["per_image_steps"], "lavan": budget["lavan_steps"]}.get(
+        steps = {"per-image": spec.steps or budget["per_image_steps"], "lavan": budget["lavan_steps"]}.get(
             spec.method, budget["steps"]
         )
-        restarts = budget["per_image_restarts"] if spec.method == "per-image" else 1
+        restarts = (spec.restarts or budget["per_image_restarts"]) if spec.method == "per-image" else 1
         limit = self.grid.images(spec, _defence(self.grid, cell.defence), cell.width)
         return {**budget, "method": spec.method, "size": spec.size, "placement": spec.placement,
                 "limit": limit, "steps": steps, "restarts": restarts}  # fmt: skip

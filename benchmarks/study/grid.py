@@ -65,6 +65,7 @@ PARTS: tuple[Part, ...] = (
     ("no-gir-c", "without GIR (c), noise on patch gradients", ("--patch-noise", "0"), None, None),
     ("no-dbwt", "without DBWT, 4 bits alone", (), None, ("4",)),
     ("lr-0.02", "learning rate 0.02 instead of 0.05", ("--lr", "0.02"), None, None),
+    ("lr-0.1", "learning rate 0.1 instead of 0.05", ("--lr", "0.1"), None, None),
 )
 ABLATION_WIDTHS = ("8", "4", "2")
 ABLATION_ATTACKS = ("aqapa-8", "lavan-8", "per-image-8", "patch-rs-8")
@@ -77,6 +78,7 @@ class AttackSpec:
     method: a-qapa, gap (universal, crafted at every source width); lavan, patch-rs, per-image (one patch for each
     image); noise. size: side in pixels. placement: random, corners (any of the four), worst (any of a grid) or optimized.
     seen: whether defences are meant to train against it; what they really trained against is in the export's cell.
+    steps, restarts: of A-QAPA per image, in place of the budget's; 0: the budget's. widths: the only ones attacked; none: all.
     """
 
     name: str
@@ -85,6 +87,9 @@ class AttackSpec:
     size: int
     placement: str
     seen: bool = False
+    steps: int = 0
+    restarts: int = 0
+    widths: tuple[str, ...] = ()
 
     @property
     def universal(self) -> bool:
@@ -106,6 +111,10 @@ ATTACKS = (
     AttackSpec("patch-rs-8", "Patch-RS 8x8, per image, queries", "patch-rs", 8, "optimized"),
     AttackSpec("per-image-8", "A-QAPA 8x8, per image", "per-image", 8, "optimized"),
     AttackSpec("per-image-5", "A-QAPA 5x5, per image", "per-image", 5, "optimized"),
+    AttackSpec("per-image-8-long", "A-QAPA 8x8, per image, 100 steps, 6 restarts", "per-image", 8, "optimized",
+               steps=100, restarts=6, widths=GOAL_WIDTHS),
+    AttackSpec("per-image-5-long", "A-QAPA 5x5, per image, 100 steps, 6 restarts", "per-image", 5, "optimized",
+               steps=100, restarts=6, widths=GOAL_WIDTHS),
     AttackSpec("noise-8", "random pixels 8x8 (control)", "noise", 8, "random"),
 )
 MEASURES = ("accuracy", "certificate")
@@ -147,7 +156,7 @@ class Budget:
 
     def judged(self, spec: AttackSpec, goal: bool = False) -> int:
         """Images that an attack is judged on. goal: whether the project's goals are about these engines."""
-        if goal and spec.method == "per-image":
+        if goal and spec.method == "per-image" and not spec.steps:
             return max(self.goal_limit, self.per_image_limit)
         return {"patch-rs": self.query_limit, "per-image": self.per_image_limit, "lavan": self.per_image_limit}.get(
             spec.method, self.limit
@@ -209,8 +218,12 @@ class Grid:
         chosen = ABLATION_WIDTHS if defence.ablation else self.widths
         return tuple(width for width in self.widths if width in chosen and width in self.trained(defence))
 
-    def attacked_by(self, defence: Defence) -> tuple[AttackSpec, ...]:
-        return tuple(spec for spec in self.attacks if not defence.ablation or spec.name in ABLATION_ATTACKS)
+    def attacked_by(self, defence: Defence, width: str) -> tuple[AttackSpec, ...]:
+        """Attacks on a defence's engine of this width."""
+        return tuple(
+            spec for spec in self.attacks
+            if (not defence.ablation or spec.name in ABLATION_ATTACKS) and (not spec.widths or width in spec.widths)
+        )  # fmt: skip
 
     def sources(self, defence: Defence, width: str) -> tuple[str, ...]:
         """Widths whose universal patches attack an engine: its own first."""

@@ -89,7 +89,7 @@ class Planner:
             found.append(self._export(defence, seed, width))
             if _passes(filters, "attack", "accuracy"):
                 found.append(self._measure("accuracy", defence, seed, width))
-            for spec in self._grid.attacked_by(defence):
+            for spec in self._grid.attacked_by(defence, width):
                 if _passes(filters, "attack", spec.name):
                     found.append(self._attack(defence, seed, width, spec))
             if not defence.ablation and _passes(filters, "attack", "certificate"):
@@ -173,8 +173,8 @@ def _settings(spec: AttackSpec, grid: Grid, limit: int) -> dict[str, Any]:
         found["stride"] = budget.stride
     if spec.method == "per-image":
         found |= {
-            "steps": budget.per_image_steps,
-            "restarts": budget.per_image_restarts,
+            "steps": spec.steps or budget.per_image_steps,
+            "restarts": spec.restarts or budget.per_image_restarts,
             "attack_batch": budget.attack_batch,
         }
     elif spec.method == "lavan":
