@@ -92,7 +92,8 @@ class PerImage:
         search = PerImageSearch(self, victim.models, images, labels, fixed, victim.device)
         search.run(progress)
         mask = np.ones((self.patch_size, self.patch_size), bool)
-        return Found(search.pixels, mask, search.places, gradients=search.gradients)
+        late = search.last_restart if self.restarts > 1 else None
+        return Found(search.pixels, mask, search.places, gradients=search.gradients, last_restart=late)
 
 
 def craft_per_image(

@@ -30,6 +30,7 @@ class PerImageSearch:
     """Afterwards `pixels` (N, 3, s, s) uint8, `places` (N, 2) and `margins` (N,) hold the best iterate of each image.
 
     gradients, shown: images that gradients were taken of, and that models were shown without one, each time counted.
+    last_restart: images that the last restart lost.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class PerImageSearch:
         self._rng = np.random.default_rng(config.seed)
         others = [name for name in LOSSES if name != config.loss]
         self._losses = [get_loss(name) for name in (config.loss, *others)]
-        self.gradients = self.shown = 0
+        self.gradients = self.shown = self.last_restart = 0
         self.places: Positions = np.zeros((count, 2), np.int64) if positions is None else positions.copy()
         self.pixels: Images = np.zeros((count, 3, size, size), np.uint8)
         self.margins = np.full(count, -np.inf, np.float32)
@@ -61,9 +62,11 @@ class PerImageSearch:
         total = config.restarts * config.steps + config.polish
         self._prepare()
         for restart in range(config.restarts):
+            before = len(self.open)
             for step in self._restart(restart):
                 if progress is not None:
                     progress(restart * config.steps + step, total)
+            self.last_restart = before - len(self.open)
         for done in self._polish():
             if progress is not None:
                 progress(config.restarts * config.steps + done, total)

@@ -154,9 +154,12 @@ def _rate(entry: Mapping[str, Any] | None) -> str:
 
 
 def advice(report: Report) -> str:
-    """What more images would settle."""
+    """What more images or a longer search would settle."""
     if not report["advice"]:
-        return note("Enough: no rule is left open by its interval, and the highest ASR is known well.")
+        return note(
+            "No: no rule is left open by its interval, the highest ASR is known well, and no search was still finding "
+            "images when it ended."
+        )
     return card(points(report["advice"]))
 
 

@@ -49,7 +49,7 @@ def render_html(report: Report) -> str:
         ("trust", "Can these numbers be trusted?", sections.trust_checks),
         ("layers", "Engine against twin, layer by layer", evidence.divergence),
         ("unseen", "What training saw, and what it did not", evidence.seen_unseen),
-        ("advice", "Are there enough images?", evidence.advice),
+        ("advice", "Would more images or a longer search change it?", evidence.advice),
         ("limits", "What was not tested", evidence.untested),
         ("environment", "What was measured", sections.environment),
         ("repeat", "How to repeat it", sections.repeat),

@@ -57,6 +57,7 @@ _ATTACK = {
     "name": str, "access": str, "scope": ("universal", "per-image"), "steps": Maybe(_COUNT), "patch_size": _COUNT,
     "placement": str, "seen": Maybe(bool), **_RATE, "robust_accuracy": _SHARE, "robust_ci95": _INTERVAL,
     "robust_n": _COUNT, "twin_asr": Maybe(_SHARE), "queries": _COUNT, "source": _OPTIONAL_TEXT,
+    "last_restart": Missing(_COUNT),
     "target": Missing(_COUNT), "stride": Missing(_COUNT), "places": _COUNT, "patch": Maybe(_COUNT),
     "survival": Maybe(_SURVIVAL), "members": Missing(Each(Maybe(_SHARE))),
 }  # fmt: skip

@@ -16,6 +16,8 @@ MAP_CELLS = 8
 MAP_IMAGES = 100
 VAGUE = 0.03
 """Half the width of an interval that is worth more images."""
+LATE = 0.01
+"""Share of the images that the last restart may fool alone before a search counts as unfinished."""
 TRAINED_PLACEMENT, TRAINED_FAMILY = "random", "aqapa"
 """What a hardened model has seen: universal A-QAPA patches at random places."""
 Row = Mapping[str, Any]
@@ -68,7 +70,8 @@ def _strongest(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def advice(report: Mapping[str, Any]) -> list[str]:
-    """What more images would settle: rules of the gate that are open, and a headline figure that is vague."""
+    """What more images or more effort would settle: rules of the gate that are open, a headline figure that is vague, and
+    searches for single images that were still finding some when they ended."""
     found = [f"{rule['rule']}: {rule['detail']}" for rule in (report["gate"] or {"rules": []})["rules"]
              if not rule["passed"] and rule["ci95"] and rule["ci95"][0] <= rule["limit"] <= rule["ci95"][1]]  # fmt: skip
     strongest = max(report["attacks"], key=lambda row: float(row["asr"]))
@@ -80,6 +83,14 @@ def advice(report: Mapping[str, Any]) -> list[str]:
             f"the highest ASR, {strongest['asr']:.1%}, is known to {low:.1%} to {high:.1%} from {strongest['n']} images; about "
             f"{images:,} images that count would narrow it to {VAGUE:.0%} either way"
         )
+    for row in report["attacks"]:
+        late = row.get("last_restart")
+        if late and late >= LATE * row["n"]:
+            found.append(
+                f"{row['name']}, {row['patch_size']}x{row['patch_size']}, {row['access']} access: only the last restart "
+                f"fooled {late} of {row['n']} images, so the search had not ended and {row['asr']:.1%} is a floor; try more "
+                "--restarts and --steps, or --budget exhaustive"
+            )
     return found
 
 

@@ -136,6 +136,7 @@ def attack_row(
         "twin_asr": None,
         "queries": proposal.found.queries,
         "steps": proposal.steps,
+        "last_restart": proposal.found.last_restart,
         "source": plan.source,
         "target": options.target,
         "places": judged.places,

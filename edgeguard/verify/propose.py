@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,8 +192,7 @@ class Workshop:
         else:
             found = self._per_image(plan, attack, victim, options, checkpoint, tick)
         models = [model for model in victim.models.values() if hasattr(model, "queries")]
-        return Found(found.pixels, found.mask, found.positions,
-                     found.queries + sum(model.queries for model in models), found.gradients)  # fmt: skip
+        return replace(found, queries=found.queries + sum(model.queries for model in models))
 
     def victim(self, plan: Plan, options: VerifyOptions) -> Victim:
         """What the plan's attack is let at."""
@@ -224,4 +223,4 @@ class Workshop:
         positions: Positions = places.copy()
         if found.positions is not None:
             positions[rows] = found.positions
-        return Found(pixels, found.mask, positions, found.queries, found.gradients)
+        return replace(found, pixels=pixels, positions=positions)

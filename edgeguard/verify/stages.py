@@ -75,13 +75,16 @@ class Store:
             made = compute(checkpoint)
             optional = {} if made.positions is None else {"positions": made.positions}
             counts = {"queries": np.int64(made.queries), "gradients": np.int64(made.gradients)}
+            if made.last_restart is not None:
+                counts["last_restart"] = np.int64(made.last_restart)
             seconds = np.float64(time.perf_counter() - begin)
             arrays = {"pixels": made.pixels, "mask": made.mask, **optional, **counts, "seconds": seconds}
             self.save(stage, arrays)
             checkpoint.drop()
         found = Found(
-            arrays["pixels"], arrays["mask"], arrays.get("positions"), int(arrays["queries"]), int(arrays["gradients"])
-        )
+            arrays["pixels"], arrays["mask"], arrays.get("positions"), int(arrays["queries"]), int(arrays["gradients"]),
+            int(arrays["last_restart"]) if "last_restart" in arrays else None,
+        )  # fmt: skip
         return found, float(arrays["seconds"])
 
     def judged(self, stage: object, compute: Callable[[], Judged]) -> tuple[Judged, float]:

@@ -11,6 +11,7 @@ import torch
 from known_optima import IMAGES, LABELS, by_channel, network, of, window
 
 from edgeguard.attacks.per_image import PerImage
+from edgeguard.attacks.per_image_search import PerImageSearch
 from edgeguard.attacks.placement import extreme_pixels, neighbours, promising_places
 from edgeguard.errors import InputError
 
@@ -71,6 +72,22 @@ def test_restarts_leave_a_local_optimum() -> None:
         found = PerImage(1, restarts=restarts, loss="margin", steps=20).run(of(hills), DARK, ZEROS)
         reds.append(bool((found.pixels[:, 0] > 200).all()))
     assert reds == [False, True]
+
+
+def test_what_only_the_last_restart_fooled_is_counted() -> None:
+    images, labels = np.zeros((40, 3, 12, 12), np.uint8), np.zeros(40, np.int64)
+    lost, late = [], []
+    for restarts in (1, 2, 3, 4):
+        attack = PerImage(1, restarts=restarts, loss="margin", steps=20)
+        search = PerImageSearch(attack, of(hills).models, images, labels, None, "cpu")
+        search.run()
+        lost.append(40 - len(search.open))
+        late.append(search.last_restart)
+    assert late == np.diff([0, *lost]).tolist()
+    assert late[1] > 0
+    found = PerImage(1, restarts=2, loss="margin", steps=20).run(of(hills), images, labels)
+    assert found.last_restart == late[1]
+    assert PerImage(1, restarts=1, loss="margin", steps=20).run(of(hills), images, labels).last_restart is None
 
 
 def test_images_that_are_lost_cost_nothing_more() -> None:
