@@ -157,8 +157,8 @@ def advice(report: Report) -> str:
     """What more images or a longer search would settle."""
     if not report["advice"]:
         return note(
-            "No: no rule is left open by its interval, the highest ASR is known well, and no search was still finding "
-            "images when it ended."
+            "No sign of it: no rule is left open by its interval, the highest ASR is known well, and no search was still finding "
+            "images in its last restart. More steps may still find some."
         )
     return card(points(report["advice"]))
 
