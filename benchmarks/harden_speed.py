@@ -14,9 +14,9 @@ later one.
 
     python benchmarks/harden_speed.py --weights resnet20-cifar10.safetensors --curve 50 --out benchmarks/results/harden_speed.json
 
---curve trains so many batches three times from the same weights in float32: compiled; uncompiled, which is the Brevitas model
-itself; and uncompiled again with every weight moved by one unit in its last place, which shows how far rounding alone leads
-apart. All others are compared with the uncompiled run, loss by loss; on a GPU also a run with CUDA graphs.
+--curve trains so many batches from the same weights in float32: uncompiled, which is the Brevitas model itself; compiled; on a GPU
+also with CUDA graphs; and uncompiled again with every weight moved by one unit in its last place, which shows how far rounding
+alone leads apart. All others are compared with the first, loss by loss.
 
 On a CUDA device (--device cuda --batch-size 512) it also prints images per second and the share of the time in which the GPU
 is busy: the summed times of all kernels over the wall time, by torch.profiler. That part was written without a GPU and has
@@ -184,7 +184,7 @@ def curves(setting: Setting, count: int) -> dict[str, Any]:
     result: dict[str, Any] = {"losses": found}
     if setting.device.type == "cuda":
         found["graphs"] = losses(setting, count, compiled=True, cuda_graphs=True)
-    for name in found.keys() - {"uncompiled"}:
+    for name in [name for name in found if name != "uncompiled"]:
         apart = np.abs(np.array(found[name]) - np.array(found["uncompiled"]))
         result[name] = {"max": float(apart.max()), "mean": float(apart.mean()), "first": float(apart[0])}
         print(f"loss over {count} batches, {name} against uncompiled: "

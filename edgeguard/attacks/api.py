@@ -75,7 +75,7 @@ class Found:
     pixels: (3, h, w) uint8 for one patch on all images, or (N, 3, h, w): one for each. mask: (h, w) bool.
     positions: (N, 2) row and column where the attack wants the patch of each image; None leaves that to the judge.
     queries: images that the engine was shown. gradients: images that gradients were taken of, each time counted.
-    last_restart: images that only the last restart fooled; None where there are no restarts for single images.
+    last_restart: images that only the last restart fooled the attacked model with; None without restarts for single images.
     """
 
     pixels: Images

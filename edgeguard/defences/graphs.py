@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from edgeguard.defences.speed import unrecordable
 from edgeguard.defences.trainer import Trainer
 from edgeguard.quant.width import Width
 
@@ -24,8 +25,8 @@ def settle_graphs(trainer: Trainer) -> str | None:
     """
     if not trainer.config.cuda_graphs:
         return None
-    reason = f"this device is the {trainer.device.type}" if trainer.device.type != "cuda" else graphs_fail(trainer)
-    if reason is not None:
+    reason = unrecordable(trainer.config, trainer.device, trainer.processes.world)  # a resumed run may be elsewhere now
+    if reason is None and (reason := graphs_fail(trainer)):
         trainer.without_graphs()
     return reason
 

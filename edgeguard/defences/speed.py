@@ -40,13 +40,13 @@ def settle(config: HardenConfig, amp: bool | None, compiled: bool | None, cuda_g
         if amp:
             said.append("bfloat16 outside the quantizers: this machine has units for it (--no-amp for float32)")
     config = replace(config, amp=amp, compiled=compiled)
-    obstacle = _unrecordable(config, device, world)
+    obstacle = unrecordable(config, device, world)
     if cuda_graphs and obstacle:
         raise InputError(f"--cuda-graphs: {obstacle}")
     return replace(config, cuda_graphs=obstacle is None if cuda_graphs is None else cuda_graphs), said
 
 
-def _unrecordable(config: HardenConfig, device: torch.device, world: int) -> str | None:
+def unrecordable(config: HardenConfig, device: torch.device, world: int) -> str | None:
     """Why the passes of a run cannot be recorded as CUDA graphs, or None. Whether they hold is tried when it begins."""
     if device.type != "cuda":
         return f"this run is on {device.type}, and only passes on a CUDA device can be recorded"

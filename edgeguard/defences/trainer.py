@@ -26,6 +26,7 @@ from edgeguard.defences.pbat import PBAT
 from edgeguard.defences.qadt_r import QADTR
 from edgeguard.defences.qat import QAT
 from edgeguard.defences.resident import resident_images
+from edgeguard.defences.speed import unrecordable
 from edgeguard.defences.triqdef import TriQDef
 from edgeguard.errors import InputError
 from edgeguard.models import FloatModel
@@ -58,7 +59,7 @@ class Trainer:
         self.teacher = _Teacher(teacher, device) if teacher is not None and config.distillation else None
         self._forward: Callable[[Tensor], Tensor] = self.model
         if config.compiled or processes.world > 1:
-            graphs = config.cuda_graphs and device.type == "cuda"
+            graphs = config.cuda_graphs and unrecordable(config, device, processes.world) is None
             self._forward = CompiledView(self.model, config.compiled, processes.world, graphs)
         self._resident = resident_images(dataset, device)
         self.labels = torch.from_numpy(dataset.labels).to(device)

@@ -85,7 +85,7 @@ def advice(report: Mapping[str, Any]) -> list[str]:
         )
     for row in report["attacks"]:
         late = row.get("last_restart")
-        if late and late >= LATE * row["n"]:
+        if row["access"] == "engine" and late and late >= LATE * row["n"]:  # by transfer, it is the surrogate that is searched
             found.append(
                 f"{row['name']}, {row['patch_size']}x{row['patch_size']}, {row['access']} access: only the last restart "
                 f"fooled {late} of {row['n']} images, so the search had not ended and {row['asr']:.1%} is a floor; try more "

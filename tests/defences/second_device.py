@@ -70,14 +70,12 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     args, kwargs = pytree.tree_map(lambda value: value.held if isinstance(value, Far) else value, (args, kwargs))
     if wanted is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
-        if func is torch.ops.aten._to_copy.default and there is not bool(far):
-            kwargs["non_blocking"] = False
     out = func(*args, **kwargs)
 
     def wrapped(value: Any) -> Any:
         if not isinstance(value, Tensor) or not there:
             return value
-        return given.get(id(value)) if id(value) in given else Far(value)
+        return given[id(value)] if id(value) in given else Far(value)
 
     return pytree.tree_map(wrapped, out)
 

@@ -11,6 +11,7 @@ import torch
 from small_training import small_trainer
 from torch import Tensor
 
+from edgeguard.defences import graphs
 from edgeguard.defences.graphs import ROUNDS, TOLERANCE, graphs_fail, settle_graphs
 from edgeguard.defences.trainer import Trainer
 from edgeguard.quant.view import CompiledView, compiler_missing
@@ -120,7 +121,27 @@ def test_passes_that_are_not_recorded_are_found() -> None:
 def test_a_run_goes_on_without_them_and_says_why() -> None:
     subject = trainer()
     assert settle_graphs(subject) is None
-    subject.config = replace(subject.config, cuda_graphs=True)
-    assert settle_graphs(subject) == "this device is the cpu"
-    assert isinstance(subject._forward, CompiledView)
+    subject.config = replace(subject.config, cuda_graphs=True, compiled=True)
+    assert settle_graphs(subject) == "this run is on cpu, and only passes on a CUDA device can be recorded"
     subject.step(np.arange(16))
+
+
+def test_a_run_whose_trial_fails_is_compiled_anew_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = trainer()
+    subject.config = replace(subject.config, cuda_graphs=True, compiled=True)
+    monkeypatch.setattr(graphs, "unrecordable", lambda *_: None)
+    monkeypatch.setattr(graphs, "graphs_fail", lambda _: "no memory")
+    before = subject._forward
+    assert settle_graphs(subject) == "no memory"
+    assert isinstance(subject._forward, CompiledView)
+    assert subject._forward is not before
+    assert not subject._forward._graphs
+
+
+def test_several_processes_go_on_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that one GPU began, resumed by two."""
+    subject = trainer()
+    subject.config = replace(subject.config, cuda_graphs=True, compiled=True)
+    subject.processes = replace(subject.processes, world=2)
+    subject.device = torch.device("cuda", 0)
+    assert "train with one" in str(settle_graphs(subject))

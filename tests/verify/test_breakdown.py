@@ -21,6 +21,10 @@ def test_a_search_that_was_still_finding_images_is_a_floor(late: int | None, sai
         assert "50.0% is a floor" in found[0]
 
 
+def test_a_search_on_a_surrogate_says_nothing_of_the_engine() -> None:
+    assert advice({"gate": None, "attacks": [row(access="transfer", last_restart=9)]}) == []
+
+
 def test_rows_of_older_reports_say_nothing_of_it() -> None:
     old = row()
     del old["last_restart"]
